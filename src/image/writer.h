@@ -1,0 +1,93 @@
+/*
+ * Writes an image: a POSIX pax tar of zstd frames, an index and JSON members
+ * (uffd-snap-image(5)).
+ *
+ * Threads: any number of threads encode, each with an image_encoder of its
+ * own; every other function belongs to one controlling thread. A thread of
+ * the writer's own does the I/O; while the output is slow, image_encode()
+ * blocks. Memory: bounded by two segments, one frame per encoder and some 40
+ * bytes per page stored; nothing else grows.
+ *
+ * Errors: negative errno with text in err. A failed write is remembered:
+ * every later call returns it, image_encode() included, without blocking.
+ */
+#ifndef USNAP_IMAGE_WRITER_H
+#define USNAP_IMAGE_WRITER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/err.h"
+
+struct image_writer;
+struct image_encoder;
+
+/* Pages that follow each other in memory. */
+struct image_run {
+	uint64_t addr;     /* of the first page; a multiple of the page size */
+	uint32_t nr_pages; /* at least 1 */
+};
+
+/* Pages captured under [key, key + len) are recorded in the index at
+ * [addr, addr + len) as well or instead: shared memory is captured once,
+ * under a key of its own, and mapped at several addresses. Keys that no
+ * alias covers are addresses themselves. */
+struct image_alias {
+	uint64_t key, addr, len;
+};
+
+struct image_writer_options {
+	int fd;             /* borrowed; regular file, pipe or socket */
+	uint32_t page_size; /* bytes */
+	int level;          /* zstd level */
+	uint32_t frame_pages; /* most pages that image_encode() will be given */
+	uint64_t rate_bytes_s; /* upper bound of the output rate; 0: none */
+};
+
+struct image_writer_stats {
+	uint64_t nr_pages_stored; /* in the index (without aliases) */
+	uint64_t nr_pages_zero;   /* given, found all zero, not stored */
+	uint64_t raw_bytes, compressed_bytes; /* of the frames of this attempt */
+	uint64_t file_bytes;      /* all that was written to fd so far */
+};
+
+int image_writer_open(struct image_writer **ret, const struct image_writer_options *options,
+		      struct usnap_err *err);
+
+/* Begins an attempt: forgets every page and member given so far. A file is
+ * truncated and begun again; a stream goes on, and what lies in it is dead
+ * weight which no index names. No encoder may be in image_encode(). Also
+ * needed before the first page. */
+int image_writer_begin(struct image_writer *w, struct usnap_err *err);
+
+/* Appends a member ("process.json"). buf is copied to the output before the
+ * call returns. When a name repeats in a stream, the last one counts. */
+int image_writer_member(struct image_writer *w, const char *name, const void *buf, size_t len,
+			struct usnap_err *err);
+
+int image_encoder_new(struct image_encoder **ret, struct image_writer *w);
+void image_encoder_free(struct image_encoder *e);
+
+/* Hashes pages, drops zero pages, compresses the rest into one frame and
+ * appends it. data holds the pages of all runs back to back, at most
+ * frame_pages of them. Blocks while the output is behind. */
+int image_encode(struct image_encoder *e, const struct image_run *runs, size_t nr_runs,
+		 const void *data);
+
+/* After the last image_encode(): flushes the last segment. After it the
+ * figures of image_writer_get_stats() about pages are final. */
+int image_writer_flush(struct image_writer *w, struct usnap_err *err);
+void image_writer_get_stats(struct image_writer *w, struct image_writer_stats *ret);
+
+/* Writes index.zst (aliases applied), stats.json and commit.json and ends
+ * the archive. Making the file durable and naming it is the caller's
+ * (image/output.h). */
+int image_writer_commit(struct image_writer *w, const struct image_alias *aliases,
+			size_t nr_aliases, const char *stats_json, size_t stats_len,
+			struct usnap_err *err);
+
+/* Frees everything; an uncommitted image stays without commit.json. */
+void image_writer_close(struct image_writer *w);
+
+#endif

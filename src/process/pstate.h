@@ -1,0 +1,41 @@
+/*
+ * The state of a process besides its memory: what process.json and
+ * threads/TID.notes hold (uffd-snap-image(5)).
+ *
+ * Three steps, all on the tracer's thread: pstate_prepare() before the
+ * freeze does what is slow and does not change; pstate_collect() runs while
+ * every thread stands still and only gathers raw facts, as few system calls
+ * as can be; pstate_finish() turns them into JSON when the target runs again.
+ */
+#ifndef USNAP_PROCESS_PSTATE_H
+#define USNAP_PROCESS_PSTATE_H
+
+#include <jansson.h>
+#include <stddef.h>
+
+#include "common/err.h"
+#include "process/maps.h"
+#include "process/remote.h"
+#include "process/target.h"
+#include "process/tracee.h"
+
+struct pstate;
+
+int pstate_prepare(struct pstate **ret, const struct target *t, const struct remote_gadgets *g,
+		   struct usnap_err *err);
+
+/* maps: the mappings as read in this freeze; borrowed until pstate_free().
+ * May run several times (an attempt that is repeated); the last one counts. */
+int pstate_collect(struct pstate *ps, struct tracees *threads, const struct maps *maps,
+		   struct usnap_err *err);
+
+/* process.json as a new reference, "maps" included. */
+int pstate_finish(struct pstate *ps, json_t **ret, struct usnap_err *err);
+
+/* The notes of thread number i (0 ... nr - 1), owned by ps. */
+size_t pstate_nr_threads(const struct pstate *ps);
+int pstate_notes(struct pstate *ps, size_t i, pid_t *ret_tid, const void **ret, size_t *ret_len);
+
+void pstate_free(struct pstate *ps);
+
+#endif

@@ -1,0 +1,54 @@
+/*
+ * Threads of the target, stopped by ptrace.
+ *
+ * Every call comes from the one thread that seized them (the kernel's rule).
+ * Should the tracer die, the kernel lets every tracee go on from where it
+ * was: nothing here may leave a tracee in a state from which it could not.
+ */
+#ifndef USNAP_PROCESS_TRACEE_H
+#define USNAP_PROCESS_TRACEE_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/user.h>
+
+#include "common/err.h"
+#include "process/target.h"
+
+struct tracee {
+	pid_t tid;
+	bool stopped;
+	int sig;           /* signal taken from the kernel by the stop, delivered at release; 0: none */
+	siginfo_t siginfo; /* of sig */
+	int group_stop;    /* the stop signal when the process is stopped (SIGSTOP...) */
+	struct user_regs_struct regs; /* as at the stop */
+};
+
+struct tracees {
+	struct tracee *t;
+	size_t n, room;
+};
+
+/* Seizes every thread without stopping any. Threads created meanwhile are
+ * found by tracees_stop(). */
+int tracees_seize(struct tracees *ts, const struct target *target, struct usnap_err *err);
+
+/* Seizes one thread. */
+int tracees_seize_one(struct tracees *ts, const struct target *target, pid_t tid,
+		      struct usnap_err *err);
+
+/* Interrupts all seized threads, waits for all and reads their registers;
+ * with all set, seizes what has appeared until no thread runs. A thread that
+ * does not stop before deadline_ns (it sits in vfork, in D state): -EAGAIN;
+ * release and try again. */
+int tracees_stop(struct tracees *ts, const struct target *target, bool all, uint64_t deadline_ns,
+		 struct usnap_err *err);
+
+/* Detaches every thread, delivering what signal it owes. Also undoes a
+ * partial stop. Never fails: threads that are gone are gone. */
+void tracees_release(struct tracees *ts);
+
+#endif
