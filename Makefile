@@ -1,38 +1,188 @@
 # uffd-snap. 'make help' lists the targets.
-VERSION := 0.1.0
+VERSION   := 0.1.0
+SOVERSION := 0
 
 PREFIX  ?= /usr/local
 BINDIR  ?= $(PREFIX)/bin
 LIBDIR  ?= $(PREFIX)/lib
 INCDIR  ?= $(PREFIX)/include
 MANDIR  ?= $(PREFIX)/share/man
+BASHCOMPDIR ?= $(PREFIX)/share/bash-completion/completions
+ZSHCOMPDIR  ?= $(PREFIX)/share/zsh/site-functions
 DESTDIR ?=
 
-CC      ?= gcc
+ifeq ($(origin CC),default)
+CC      := gcc
+endif
+CLANG   ?= clang
+PKG_CONFIG   ?= pkg-config
+CLANG_FORMAT ?= clang-format
 B       ?= build
 PKGS    := libzstd libarchive libxxhash jansson
 CFLAGS  ?= -O2 -g
 WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wformat=2 -Wundef \
            -Wpointer-arith -Wvla -Wno-unused-parameter $(if $(WERROR),-Werror)
-CPPFLAGS += -D_GNU_SOURCE -DUSNAP_VERSION='"$(VERSION)"' -Iinclude -Isrc $(shell pkg-config --cflags $(PKGS))
+
+# Criterion's macros are not written for these.
+TEST_WARN := -Wno-missing-prototypes
+
+PKG_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(PKGS))
+PKG_LIBS   := $(shell $(PKG_CONFIG) --libs $(PKGS))
+ALL_CPPFLAGS = -D_GNU_SOURCE -DUSNAP_VERSION='"$(VERSION)"' -Iinclude -Isrc $(PKG_CFLAGS) $(CPPFLAGS)
 ALL_CFLAGS = -std=gnu11 -fPIC -fvisibility=hidden -pthread -MMD -MP $(WARN) $(CFLAGS) $(SAN)
 ALL_LDFLAGS = -pthread $(LDFLAGS) $(SAN)
-LIBS    := $(shell pkg-config --libs $(PKGS))
+LIBS    = $(PKG_LIBS)
 
-SRCS    := $(wildcard src/*/*.c src/*/*/*.c)
-OBJS    := $(SRCS:%.c=$(B)/%.o)
+ASAN    := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+TSAN    := -fsanitize=thread -fno-omit-frame-pointer
+FUZZSAN := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-all: $(B)/uffd-snap
+SRCS     := $(wildcard src/*/*.c src/*/*/*.c)
+OBJS     := $(SRCS:%.c=$(B)/%.o)
+LIB_OBJS := $(filter $(B)/src/common/% $(B)/src/image/%,$(OBJS))
+LIB_MAP  := $(wildcard src/image/libuffd-snap.map)
+LIB_SO   := libuffd-snap.so.$(VERSION)
+LIB_SONAME := libuffd-snap.so.$(SOVERSION)
+
+UNIT      := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
+WORKLOADS := $(patsubst %.c,$(B)/%,$(wildcard tests/workloads/*.c))
+BENCHES   := $(patsubst %.c,$(B)/%,$(wildcard tests/bench/*.c))
+STRESSES  := $(patsubst %.c,$(B)/%,$(wildcard tests/stress/*.c))
+FUZZERS   := $(patsubst %.c,$(B)/%,$(wildcard tests/fuzz/fuzz_*.c))
+MANS      := $(wildcard man/*.[1357])
+
+FUZZ_SECONDS ?= 600
+
+all: $(B)/uffd-snap $(B)/libuffd-snap.so $(B)/libuffd-snap.a ## build command and library
+
+# --- objects -----------------------------------------------------------------
+
+# Holds the flags of the last build: other flags, everything is built again.
+FLAGS := $(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) $(ALL_LDFLAGS)
+ifneq ($(FLAGS),$(file <$(B)/flags))
+.PHONY: $(B)/flags
+endif
+$(B)/flags:
+	@mkdir -p $(@D)
+	@printf '%s\n' '$(subst ','\'',$(FLAGS))' >$@
+
+$(B)/%.o: %.c $(B)/flags
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -c -o $@ $<
+
+$(B)/tests/%.o: ALL_CFLAGS += $(TEST_WARN)
+
+# --- command and library -----------------------------------------------------
 
 $(B)/uffd-snap: $(OBJS)
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ $(LIBS)
 
-$(B)/%.o: %.c
-	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -c -o $@ $<
+$(B)/$(LIB_SO): $(LIB_OBJS) $(LIB_MAP)
+	$(CC) -shared $(ALL_LDFLAGS) -Wl,-soname,$(LIB_SONAME) $(if $(LIB_MAP),-Wl$(comma)--version-script=$(LIB_MAP)) \
+		-o $@ $(LIB_OBJS) $(LIBS)
 
-clean:
+$(B)/$(LIB_SONAME): $(B)/$(LIB_SO)
+	ln -sf $(LIB_SO) $@
+
+$(B)/libuffd-snap.so: $(B)/$(LIB_SONAME)
+	ln -sf $(LIB_SONAME) $@
+
+# One object whose hidden symbols are local, so that a program linked with
+# the archive meets only the public names.
+$(B)/libuffd-snap.a: $(LIB_OBJS)
+	$(LD) -r -o $(B)/libuffd-snap.o $^
+	objcopy --localize-hidden $(B)/libuffd-snap.o
+	rm -f $@
+	ar rcs $@ $(B)/libuffd-snap.o
+
+comma := ,
+
+# --- tests -------------------------------------------------------------------
+
+# Everything but main(), for tests to link what they need of.
+$(B)/uffd-snap-test.a: $(filter-out $(B)/src/cli/main.o,$(OBJS))
+	rm -f $@
+	ar rcsT $@ $^
+
+$(UNIT): $(B)/tests/unit/%: $(B)/tests/unit/%.o $(B)/uffd-snap-test.a
+	$(CC) $(ALL_LDFLAGS) -o $@ $^ $(shell $(PKG_CONFIG) --libs criterion) $(LIBS) -lm
+
+$(WORKLOADS): $(B)/tests/workloads/%: $(B)/tests/workloads/%.o
+	$(CC) $(ALL_LDFLAGS) -o $@ $^ -lm
+
+$(BENCHES) $(STRESSES): $(B)/%: $(B)/%.o $(B)/uffd-snap-test.a
+	$(CC) $(ALL_LDFLAGS) -o $@ $^ $(LIBS) -lm
+
+$(FUZZERS): $(B)/%: $(B)/%.o $(B)/uffd-snap-test.a
+	$(CC) $(ALL_LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS) -lm
+
+unit: $(UNIT)
+tests: unit $(WORKLOADS) $(BENCHES) $(STRESSES) ## build the test programs
+stress-programs: $(STRESSES)
+fuzzers: $(FUZZERS)
+objects: $(OBJS) $(UNIT:=.o) $(WORKLOADS:=.o) $(BENCHES:=.o) $(STRESSES:=.o)
+
+check: ## unit and end-to-end tests (tests/run alone runs everything)
+	B=$(B) tests/run unit/ e2e/
+
+stress: ## stress programs, under ThreadSanitizer where they are programs
+	B=$(B) STRESS_SECONDS=$${STRESS_SECONDS:-120} tests/run stress/
+
+bench: ## benchmarks, full length
+	B=$(B) BENCH_FULL=1 tests/run bench/
+
+fuzz: fuzz-build ## every fuzzer for FUZZ_SECONDS (600)
+	B=$(B) FUZZ_SECONDS=$(FUZZ_SECONDS) tests/run fuzz/
+
+lint: ## warnings of both compilers, format, static analysis, manuals, scripts, includes
+	B=$(B) scripts/lint
+
+# --- other builds: same sources, own directories -------------------------------
+
+asan: ## build/asan: command and tests with ASan and UBSan
+	+$(MAKE) B=$(B)/asan SAN="$(ASAN)" all tests
+
+tsan: ## build/tsan: command and stress programs with TSan
+	+$(MAKE) B=$(B)/tsan SAN="$(TSAN)" all stress-programs
+
+fuzz-build: ## build/fuzz: the fuzzers (clang)
+	+$(MAKE) B=$(B)/fuzz CC=$(CLANG) CFLAGS="-O1 -g" SAN="-fsanitize=fuzzer-no-link $(FUZZSAN)" fuzzers
+
+# --- install -------------------------------------------------------------------
+
+install: all ## install below DESTDIR and PREFIX (/usr/local)
+	install -D -m 755 $(B)/uffd-snap "$(DESTDIR)$(BINDIR)/uffd-snap"
+	install -D -m 644 $(B)/$(LIB_SO) "$(DESTDIR)$(LIBDIR)/$(LIB_SO)"
+	ln -sf $(LIB_SO) "$(DESTDIR)$(LIBDIR)/$(LIB_SONAME)"
+	ln -sf $(LIB_SONAME) "$(DESTDIR)$(LIBDIR)/libuffd-snap.so"
+	install -m 644 $(B)/libuffd-snap.a "$(DESTDIR)$(LIBDIR)/libuffd-snap.a"
+	install -d "$(DESTDIR)$(LIBDIR)/pkgconfig"
+	printf '%s\n' 'prefix=$(PREFIX)' 'libdir=$(LIBDIR)' 'includedir=$(INCDIR)' '' \
+		'Name: libuffd-snap' 'Description: reader of uffd-snap process images' \
+		'Version: $(VERSION)' 'Requires.private: $(PKGS)' \
+		'Libs: -L$${libdir} -luffd-snap' 'Libs.private: -pthread' 'Cflags: -I$${includedir}' \
+		>"$(DESTDIR)$(LIBDIR)/pkgconfig/libuffd-snap.pc"
+	install -D -m 644 include/uffd-snap.h "$(DESTDIR)$(INCDIR)/uffd-snap.h"
+	for m in $(MANS); do install -D -m 644 "$$m" "$(DESTDIR)$(MANDIR)/man$${m##*.}/$${m##*/}" || exit 1; done
+	install -D -m 644 scripts/completions/uffd-snap.bash "$(DESTDIR)$(BASHCOMPDIR)/uffd-snap"
+	install -D -m 644 scripts/completions/_uffd-snap "$(DESTDIR)$(ZSHCOMPDIR)/_uffd-snap"
+
+uninstall: ## remove what install put there
+	rm -f "$(DESTDIR)$(BINDIR)/uffd-snap" "$(DESTDIR)$(LIBDIR)/$(LIB_SO)" \
+		"$(DESTDIR)$(LIBDIR)/$(LIB_SONAME)" "$(DESTDIR)$(LIBDIR)/libuffd-snap.so" \
+		"$(DESTDIR)$(LIBDIR)/libuffd-snap.a" "$(DESTDIR)$(LIBDIR)/pkgconfig/libuffd-snap.pc" \
+		"$(DESTDIR)$(INCDIR)/uffd-snap.h" "$(DESTDIR)$(BASHCOMPDIR)/uffd-snap" \
+		"$(DESTDIR)$(ZSHCOMPDIR)/_uffd-snap"
+	for m in $(MANS); do rm -f "$(DESTDIR)$(MANDIR)/man$${m##*.}/$${m##*/}"; done
+
+clean: ## remove build/
 	rm -rf $(B)
 
--include $(OBJS:.o=.d)
-.PHONY: all clean
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
+
+.SECONDARY:
+.DELETE_ON_ERROR:
+-include $(OBJS:.o=.d) $(addsuffix .d,$(UNIT) $(WORKLOADS) $(BENCHES) $(STRESSES) $(FUZZERS))
+.PHONY: all unit tests stress-programs fuzzers objects check stress bench fuzz lint asan tsan fuzz-build \
+	install uninstall clean help
