@@ -137,6 +137,9 @@ fuzz: fuzz-build ## every fuzzer for FUZZ_SECONDS (600)
 lint: ## warnings of both compilers, format, static analysis, manuals, scripts, includes
 	B=$(B) scripts/lint
 
+format: ## lay out every C file as .clang-format says
+	$(CLANG_FORMAT) -i $(SRCS) $(wildcard src/*/*.h src/*/*/*.h include/*.h tests/*/*.[ch])
+
 # --- other builds: same sources, own directories -------------------------------
 
 asan: ## build/asan: command and tests with ASan and UBSan
@@ -184,5 +187,5 @@ help: ## show this list
 .SECONDARY:
 .DELETE_ON_ERROR:
 -include $(OBJS:.o=.d) $(addsuffix .d,$(UNIT) $(WORKLOADS) $(BENCHES) $(STRESSES) $(FUZZERS))
-.PHONY: all unit tests stress-programs fuzzers objects check stress bench fuzz lint asan tsan fuzz-build \
+.PHONY: all unit tests stress-programs fuzzers objects check stress bench fuzz lint format asan tsan fuzz-build \
 	install uninstall clean help

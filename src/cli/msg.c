@@ -52,7 +52,8 @@ static void emit(const char *prefix, const char *text, const char *hint)
 	io_write_full(STDERR_FILENO, line, len);
 }
 
-static void emit_va(const char *prefix, const char *fmt, va_list ap)
+__attribute__((format(printf, 2, 0))) static void emit_va(const char *prefix, const char *fmt,
+							  va_list ap)
 {
 	char text[2048];
 

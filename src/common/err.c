@@ -3,7 +3,8 @@
 #include <stdio.h>
 #include <string.h>
 
-static void err_set(struct usnap_err *err, int code, const char *suffix, const char *fmt, va_list ap)
+__attribute__((format(printf, 4, 0))) static void
+err_set(struct usnap_err *err, int code, const char *suffix, const char *fmt, va_list ap)
 {
 	if (!err || err->code)
 		return;
@@ -29,7 +30,8 @@ int usnap_fail_errno(struct usnap_err *err, int code, const char *fmt, ...)
 	va_list ap;
 
 	va_start(ap, fmt);
-	err_set(err, code, strerrordesc_np(-code) ? strerrordesc_np(-code) : "unknown error", fmt, ap);
+	err_set(err, code, strerrordesc_np(-code) ? strerrordesc_np(-code) : "unknown error", fmt,
+		ap);
 	va_end(ap);
 	return code;
 }

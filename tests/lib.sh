@@ -1,0 +1,172 @@
+# shellcheck shell=bash
+# Helpers for the scripts in tests/e2e, tests/stress and tests/bench. Begin with
+#
+#   #!/bin/bash
+#   # What is promised, in one line.
+#   # timeout: 60                       (optional; seconds, 120 without)
+#   . "$(dirname "$0")/../lib.sh"
+#
+# tests/run starts a script in a fresh directory; started by hand, it makes
+# one of its own. A command that fails ends the test. Processes started with
+# "start" are killed, by their PID, when the script ends.
+
+set -euo pipefail
+export LC_ALL=C
+
+TESTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+TOP=$(dirname "$TESTS")
+B=${B:-$TOP/build}
+UFFD_SNAP=${UFFD_SNAP:-$B/uffd-snap}
+WORKLOADS=$B/tests/workloads
+BENCHES=$B/tests/bench
+export TESTS TOP B UFFD_SNAP WORKLOADS BENCHES
+
+_pids=()
+_own_dir=
+
+_at_exit() {
+	local status=$? p
+	set +e
+	for p in "${_pids[@]-}"; do
+		[ -n "$p" ] && kill -KILL "$p" 2>/dev/null
+	done
+	for p in "${_pids[@]-}"; do
+		[ -n "$p" ] && wait "$p" 2>/dev/null
+	done
+	if [ -n "$_own_dir" ]; then
+		cd / || true
+		if [ $status -eq 0 ] || [ $status -eq 77 ]; then
+			rm -rf "$_own_dir"
+		else
+			echo "kept: $_own_dir" >&2
+		fi
+	fi
+	exit $status
+}
+trap _at_exit EXIT
+trap 'echo "failed: $BASH_SOURCE:$LINENO: $BASH_COMMAND" >&2' ERR
+set -o errtrace
+
+# Not in the source tree: by hand, from wherever one stands.
+case $PWD/ in
+*/uffd-snap-tests.*/*) ;;
+*)
+	_own_dir=$(mktemp -d "${TMPDIR:-/tmp}/uffd-snap-tests.XXXXXX")
+	cd "$_own_dir"
+	;;
+esac
+
+fail() {
+	echo "failed: $*" >&2
+	exit 1
+}
+
+skip() {
+	echo "$*"
+	exit 77
+}
+
+# need COMMAND...: skips the test where one is missing.
+need() {
+	local c
+	for c in "$@"; do
+		command -v "$c" >/dev/null || skip "$c is not installed"
+	done
+}
+
+# start COMMAND [ARG]...: in the background; PID in $started. Its output goes
+# to started.N.log unless redirected.
+started=
+start() {
+	"$@" >"started.${#_pids[@]}.log" 2>&1 </dev/null &
+	started=$!
+	_pids+=("$started")
+}
+
+# adopt PID: to be killed at the end like what was started here.
+adopt() { _pids+=("$1"); }
+
+# stop PID: ends it and waits for it.
+stop() {
+	kill -TERM "$1" 2>/dev/null || true
+	wait "$1" 2>/dev/null || true
+}
+
+# wait_until SECONDS COMMAND...: repeats the command until it succeeds.
+wait_until() {
+	local limit=$1 end
+	shift
+	end=$((SECONDS + limit))
+	until "$@" >/dev/null 2>&1; do
+		[ $SECONDS -lt $end ] || fail "not within $limit s: $*"
+		sleep 0.02
+	done
+}
+
+# start_workload NAME [ARG]...: one of tests/workloads; returns when it has
+# printed "ready". PID in $started, its output in NAME.out.
+start_workload() {
+	local name=$1
+	shift
+	"$WORKLOADS/$name" "$@" >"$name.out" 2>"$name.err" </dev/null &
+	started=$!
+	_pids+=("$started")
+	wait_until 60 _ready "$name" "$started"
+}
+
+_ready() {
+	grep -q '^ready' "$1.out" && return 0
+	kill -0 "$2" 2>/dev/null || fail "$1 ended before it was ready: $(cat "$1.err")"
+	return 1
+}
+
+# start_redis [OPTION]...: a redis-server on a private socket, without
+# persistence. PID in $redis_pid, socket in $redis_sock.
+redis_pid='' redis_sock=''
+start_redis() {
+	need redis-server redis-cli
+	redis_sock=$PWD/redis.sock
+	# A path of more than 107 bytes does not fit a socket address.
+	[ ${#redis_sock} -lt 108 ] || redis_sock=$(mktemp -u /tmp/usnap-redis.XXXXXX)
+	redis-server --port 0 --unixsocket "$redis_sock" --save '' --appendonly no --dir "$PWD" \
+		--daemonize no "$@" >redis.log 2>&1 </dev/null &
+	redis_pid=$!
+	_pids+=("$redis_pid")
+	wait_until 30 redis-cli -s "$redis_sock" ping
+}
+
+rcli() { redis-cli -s "$redis_sock" "$@"; }
+
+# usnap ARG...: the command under test.
+usnap() { "$UFFD_SNAP" "$@"; }
+
+# exits CODE COMMAND...: runs it, output in "out" and "err", and fails unless
+# it exits with CODE.
+exits() {
+	local want=$1 got=0
+	shift
+	"$@" >out 2>err </dev/null || got=$?
+	[ "$got" -eq "$want" ] || {
+		sed 's/^/out: /' out | head -n 20
+		sed 's/^/err: /' err | head -n 20
+		fail "exit status $got instead of $want: $*"
+	}
+}
+
+# says FILE TEXT: FILE contains TEXT, literally.
+says() {
+	grep -qF -- "$2" "$1" || {
+		sed "s/^/$1: /" "$1" | head -n 20
+		fail "not in '$1': $2"
+	}
+}
+
+says_not() {
+	! grep -qF -- "$2" "$1" || {
+		sed "s/^/$1: /" "$1" | head -n 20
+		fail "in '$1', and should not be: $2"
+	}
+}
+
+# same WHAT GOT WANTED
+same() { [ "$2" = "$3" ] || fail "$1: '$2' instead of '$3'"; }
