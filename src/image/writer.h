@@ -87,7 +87,13 @@ int image_writer_commit(struct image_writer *w, const struct image_alias *aliase
 			size_t nr_aliases, const char *stats_json, size_t stats_len,
 			struct usnap_err *err);
 
-/* Frees everything; an uncommitted image stays without commit.json. */
+/* Gives up: what waits for a slow output returns -ECANCELED, now and ever
+ * after. From any thread, and from signal handlers. */
+void image_writer_abort(struct image_writer *w);
+
+/* Gives up what is not committed and frees everything. No encoder may be in
+ * image_encode(); encoders are freed before. What was not committed stays
+ * without commit.json. */
 void image_writer_close(struct image_writer *w);
 
 #endif

@@ -1,0 +1,89 @@
+/*
+ * The page index of an image while it is made: which page lies where, in as
+ * little memory as can be (16 bytes per page and 16 per run of pages, 24 per
+ * frame), grown without copying and sorted in place.
+ *
+ * No locking: the writer's lock guards it. Returns 0 or negative errno.
+ */
+#ifndef USNAP_IMAGE_PAGEINDEX_H
+#define USNAP_IMAGE_PAGEINDEX_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/err.h"
+#include "image/format.h"
+#include "image/writer.h"
+
+/* Pages that follow each other in memory and in their frame. */
+struct page_run {
+	uint64_t key; /* of the first page: its address, or see struct image_alias */
+	uint32_t frame;
+	uint16_t slot; /* of the first page in the frame */
+	uint16_t nr_pages;
+};
+
+struct page_frame {
+	uint64_t first_hash; /* number of its first page in hashes */
+	uint32_t segment;
+	uint32_t offset; /* into the segment */
+	uint32_t compressed_bytes;
+	uint32_t nr_pages;
+};
+
+struct page_hash {
+	unsigned char b[FORMAT_HASH_BYTES];
+};
+
+/* Memory that grows by moving page tables, never by copying: a realloc that
+ * copies would hold both copies for a while. */
+struct growing {
+	void *p;
+	size_t used, room; /* bytes */
+};
+
+int growing_reserve(struct growing *g, size_t extra);
+void growing_free(struct growing *g);
+
+struct page_span {
+	uint64_t addr, key, len; /* pages stored under key appear at addr */
+};
+
+struct pageindex {
+	uint32_t page_size;
+	struct growing runs, frames, hashes;
+	struct page_span *spans; /* ascending by addr; of pageindex_finish() */
+	size_t nr_spans;
+	uint64_t nr_records; /* pages of the index, aliases counted each time */
+};
+
+void pageindex_init(struct pageindex *pi, uint32_t page_size);
+void pageindex_clear(struct pageindex *pi);
+
+/* Adds a frame and its runs, all or nothing. hashes: one per page, in the
+ * order of the runs, which are back to back in the frame. -EOVERFLOW when
+ * frames cannot be numbered any more. */
+int pageindex_add(struct pageindex *pi, const struct page_frame *frame,
+		  const struct image_run *runs, size_t nr_runs, const struct page_hash *hashes);
+
+/* Sorts, applies the aliases and counts. -EINVAL when an address would be
+ * in the index twice. */
+int pageindex_finish(struct pageindex *pi, const struct image_alias *aliases, size_t nr_aliases,
+		     struct usnap_err *err);
+
+/* Bytes that pageindex_emit() will produce. */
+uint64_t pageindex_bytes(const struct pageindex *pi);
+
+/* Hands the index, as it is before compression, to out() piece by piece.
+ * segment_base: file offset of each segment's content. Stops at the first
+ * negative return of out() and returns it. */
+int pageindex_emit(const struct pageindex *pi, const unsigned char *id,
+		   const uint64_t *segment_base, int (*out)(void *ctx, const void *buf, size_t len),
+		   void *ctx);
+
+static inline uint64_t pageindex_nr_frames(const struct pageindex *pi)
+{
+	return pi->frames.used / sizeof(struct page_frame);
+}
+
+#endif

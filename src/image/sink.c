@@ -1,0 +1,185 @@
+#include "image/sink.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+
+#include "common/util.h"
+
+int sink_open(struct sink *s, int fd, uint64_t rate_bytes_s)
+{
+	struct stat st;
+	int flags = fcntl(fd, F_GETFL);
+
+	memset(s, 0, sizeof(*s));
+	s->stop_fd = -1;
+	if (flags < 0 || fstat(fd, &st) < 0)
+		return -errno;
+	s->fd = fd;
+	s->type = st.st_mode & S_IFMT;
+	s->rate_bytes_s = rate_bytes_s;
+	/* Somebody else's bytes before ours are not ours to cut off. */
+	s->rewindable = s->type == S_IFREG && !(flags & O_APPEND) && lseek(fd, 0, SEEK_CUR) == 0;
+	s->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (s->stop_fd < 0)
+		return -errno;
+	s->hash = XXH3_createState();
+	if (!s->hash) {
+		sink_close(s);
+		return -ENOMEM;
+	}
+	XXH3_128bits_reset(s->hash);
+	return 0;
+}
+
+void sink_close(struct sink *s)
+{
+	if (s->stop_fd >= 0)
+		close(s->stop_fd);
+	s->stop_fd = -1;
+	XXH3_freeState(s->hash);
+	s->hash = NULL;
+}
+
+void sink_stop(struct sink *s)
+{
+	uint64_t one = 1;
+	int saved = errno;
+
+	if (write(s->stop_fd, &one, sizeof(one)) < 0) {
+		/* EAGAIN: the counter is full, so it is readable already. */
+	}
+	errno = saved;
+}
+
+bool sink_stopped(const struct sink *s)
+{
+	struct pollfd p = {.fd = s->stop_fd, .events = POLLIN};
+
+	return poll(&p, 1, 0) > 0;
+}
+
+int sink_rewind(struct sink *s)
+{
+	if (lseek(s->fd, 0, SEEK_SET) < 0 || ftruncate(s->fd, 0) < 0)
+		return -errno;
+	s->position = 0;
+	XXH3_128bits_reset(s->hash);
+	return 0;
+}
+
+/* Waits until the rate lets the next len bytes go. */
+static int sink_pace(struct sink *s, size_t len)
+{
+	uint64_t now = now_ns();
+
+	if (s->next_ns < now)
+		s->next_ns = now;
+	while (now < s->next_ns) {
+		struct pollfd p = {.fd = s->stop_fd, .events = POLLIN};
+		uint64_t left = s->next_ns - now;
+		struct timespec ts = {.tv_sec = (time_t)(left / 1000000000u),
+				      .tv_nsec = (long)(left % 1000000000u)};
+
+		if (ppoll(&p, 1, &ts, NULL) > 0)
+			return -ECANCELED;
+		now = now_ns();
+	}
+	s->next_ns += (uint64_t)((double)len * 1e9 / (double)s->rate_bytes_s);
+	return 0;
+}
+
+/* One write that does not block for long: a reader who does not read must
+ * not keep us from giving up. O_NONBLOCK is no way to it, because the open
+ * file description of a standard output is shared with other processes. */
+static ssize_t sink_write_once(struct sink *s, const void *buf, size_t len)
+{
+	struct iovec iov = {.iov_base = (void *)buf, .iov_len = len};
+	struct pollfd p[2] = {{.fd = s->stop_fd, .events = POLLIN},
+			      {.fd = s->fd, .events = POLLOUT}};
+	ssize_t n;
+
+	if (poll(p, 2, s->type == S_IFREG ? 0 : -1) < 0)
+		return -errno;
+	if (p[0].revents)
+		return -ECANCELED;
+	if (s->type == S_IFREG)
+		return (n = write(s->fd, buf, len)) < 0 ? -errno : n;
+	if (s->type == S_IFSOCK)
+		return (n = send(s->fd, buf, len, MSG_DONTWAIT | MSG_NOSIGNAL)) < 0 ? -errno : n;
+	if (!s->no_nowait) {
+		n = pwritev2(s->fd, &iov, 1, -1, RWF_NOWAIT);
+		if (n >= 0 || (errno != EOPNOTSUPP && errno != EINVAL && errno != ENOSYS))
+			return n < 0 ? -errno : n;
+		s->no_nowait = true;
+	}
+	/* A pipe that polls writable takes this much without blocking. */
+	if (s->type == S_IFIFO)
+		len = MIN(len, (size_t)PIPE_BUF);
+	return (n = write(s->fd, buf, len)) < 0 ? -errno : n;
+}
+
+static int sink_write_all(struct sink *s, const unsigned char *p, size_t len)
+{
+	size_t piece = MIB(4);
+
+	if (s->rate_bytes_s)
+		piece = MAX((size_t)4096, MIN(MIB(1), (size_t)(s->rate_bytes_s / 20)));
+	while (len) {
+		size_t want = MIN(len, piece);
+		ssize_t n;
+		int r;
+
+		if (s->rate_bytes_s && (r = sink_pace(s, want)) < 0)
+			return r;
+		n = sink_write_once(s, p, want);
+		if (n == -EINTR || n == -EAGAIN)
+			continue;
+		if (n < 0)
+			return (int)n;
+		XXH3_128bits_update(s->hash, p, (size_t)n);
+		/* Begun now, the disk has less left to do when all waits for
+		 * the final fsync. Merely advice: the result does not matter. */
+		if (s->type == S_IFREG)
+			sync_file_range(s->fd, (off_t)s->position, n, SYNC_FILE_RANGE_WRITE);
+		p += n;
+		len -= (size_t)n;
+		s->position += (uint64_t)n;
+		s->total_bytes += (uint64_t)n;
+	}
+	return 0;
+}
+
+/* Both signals are directed at the writing thread, so that what was not
+ * pending before the write and is after it is ours to take back. */
+int sink_write(struct sink *s, const void *buf, size_t len)
+{
+	sigset_t ours, before, pending;
+	int r;
+
+	sigemptyset(&ours);
+	sigaddset(&ours, SIGPIPE);
+	sigaddset(&ours, SIGXFSZ);
+	sigpending(&pending);
+	pthread_sigmask(SIG_BLOCK, &ours, &before);
+	r = sink_write_all(s, buf, len);
+	if (r == -EPIPE || r == -EFBIG) {
+		int sig = r == -EPIPE ? SIGPIPE : SIGXFSZ;
+
+		if (!sigismember(&pending, sig)) {
+			sigemptyset(&ours);
+			sigaddset(&ours, sig);
+			sigtimedwait(&ours, NULL, &(struct timespec){0});
+		}
+	}
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return r;
+}
