@@ -1,22 +1,33 @@
 /*
- * System calls made by a stopped thread of the target, in a batch.
+ * System calls made by a thread of the target.
  *
- * DESIGN. Nothing is mapped and no code is written. The batch is a chain of
- * signal frames below the thread's red zone (where the kernel would put one
- * itself): each frame is what rt_sigreturn(2) restores, its context points
- * at a "syscall; ret" of the target's own text with the registers of one
- * call, and its return address is the target's own signal restorer, which
- * restores the next frame. The last frame is the thread's own context. So
- * from the instant the thread is let go the chain runs to its end by itself:
- * a tracer killed at any point leaves a thread that finishes the batch and
- * goes on where it was. The bytes used are put back afterwards.
+ * DESIGN. Nothing is mapped and no code is written. A batch of calls is a
+ * chain of signal frames below the thread's red zone (where the kernel would
+ * put one itself): each frame is what rt_sigreturn(2) restores, its context
+ * points at a "syscall; ret" of the target's own text with the registers of
+ * one call, and its return address is the target's own signal restorer,
+ * which restores the next frame. The last frame is the thread's own context.
+ * So from the instant the thread is let go the chain runs to its end by
+ * itself: a tracer killed at any point leaves a thread that finishes the
+ * batch and goes on where it was. The bytes used are put back afterwards.
+ *
+ * The last call but the return is a signal that a tracer sees and that is
+ * ignored without one: it stops the thread where the kernel still decides
+ * how an interrupted system call goes on (restart, EINTR), so that the
+ * thread's own registers can be given back as they were.
  *
  * Return values are lost on the way; what a call writes is not. Make calls
  * that write their result, and compare with REMOTE_FILL to see whether it did.
+ *
+ * A helper is for calls whose result must be known or that must leave
+ * nothing behind: a thread with a descriptor table of its own, made by a
+ * batch in vfork fashion, driven call by call by the tracer, with exit(2) as
+ * its return address: without a tracer it ends, and its descriptors with it.
  */
 #ifndef USNAP_PROCESS_REMOTE_H
 #define USNAP_PROCESS_REMOTE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -54,20 +65,49 @@ int remote_batch_call(struct remote_batch *b, long nr, unsigned data_args, uint6
 /* True when [offset, offset+len) of data still holds nothing but REMOTE_FILL. */
 int remote_batch_untouched(const struct remote_batch *b, unsigned offset, size_t len);
 
-/* What is known of the target's text: where the two pieces of code lie.
- * Found once per target without stopping it. */
+/* What is known of the target beforehand, found without stopping it. */
 struct remote_gadgets {
-	uint64_t syscall_ret; /* syscall; ret */
-	uint64_t restorer;    /* mov $__NR_rt_sigreturn, %eax; syscall */
+	uint64_t syscall_ret; /* address of "syscall; ret" in its text */
+	uint64_t restorer;    /* "mov $__NR_rt_sigreturn, %eax; syscall" */
+	int stop_signal;      /* ignored by the target when there is no tracer */
+	bool other_pidns;     /* the target sees other thread IDs than we do */
+	bool seccomp;         /* a filter judges its system calls */
 };
 
 struct maps;
 int remote_find_gadgets(struct remote_gadgets *ret, const struct target *t, const struct maps *maps,
 			struct usnap_err *err);
 
+/* The most stack, in bytes below the stack pointer, that a batch can use. */
+#define REMOTE_STACK_BYTES (128u + 64u + 16384u + REMOTE_MAX_DATA + (REMOTE_MAX_CALLS + 3u) * 320u)
+
 /* Runs the batch on a stopped thread; afterwards the thread is stopped
- * again, its registers and memory as before. */
+ * again, its registers and memory as before. -ENOSPC: no room below its
+ * stack pointer. -ESRCH: it was killed. */
 int remote_run(struct tracee *t, const struct target *target, const struct remote_gadgets *g,
 	       struct remote_batch *b, struct usnap_err *err);
+
+/* The helper, while its function runs. */
+struct remote_helper {
+	const struct remote_gadgets *g;
+	pid_t tid;            /* as we see it */
+	bool own_files;       /* its descriptors are its own; else it must close what it opens */
+	uint64_t data;        /* address in the target of data_len bytes of scratch */
+	size_t data_len;
+	uint64_t stack;       /* its stack pointer: return address of every call */
+	struct user_regs_struct regs;
+};
+
+/* Makes a call in the helper. Returns what the call returned (negative
+ * errno), or -ESRCH when the helper has died. */
+int64_t remote_helper_call(struct remote_helper *h, long nr, uint64_t a0, uint64_t a1, uint64_t a2,
+			   uint64_t a3, uint64_t a4);
+
+typedef int remote_helper_fn(struct remote_helper *h, void *arg, struct usnap_err *err);
+
+/* Starts a helper beside a stopped thread, calls fn, ends the helper. The
+ * thread is stopped again afterwards, as before. Returns what fn returned. */
+int remote_with_helper(struct tracee *t, const struct target *target, const struct remote_gadgets *g,
+		       remote_helper_fn *fn, void *arg, struct usnap_err *err);
 
 #endif

@@ -1,0 +1,799 @@
+/*
+ * Batches of remote system calls; remote.h has the design.
+ *
+ * Layout in the target, below the red zone, addresses growing downwards:
+ *
+ *   rsp - 128 ->  xstate of the thread (64-aligned): every frame points at it
+ *                 data of the batch
+ *                 frame n     the thread's own context
+ *                 ...
+ *                 frame 1     context of call 1
+ *   first sp ->   (call 0 needs no frame: the tracer sets its registers)
+ *
+ * x86-64 only: the frame is struct rt_sigframe of arch/x86.
+ */
+#include "process/remote.h"
+
+#include <cpuid.h>
+#include <elf.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/ptrace.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/compat.h"
+#include "common/io.h"
+#include "common/util.h"
+#include "process/maps.h"
+
+#ifndef PTRACE_EVENT_STOP
+#define PTRACE_EVENT_STOP 128
+#endif
+#ifndef PTRACE_GET_RSEQ_CONFIGURATION
+#define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
+#endif
+#ifndef PTRACE_O_SUSPEND_SECCOMP
+#define PTRACE_O_SUSPEND_SECCOMP (1 << 21)
+#endif
+
+enum {
+	RED_ZONE = 128,
+	XSTATE_MAX = 16384,
+	FX_SW_BYTES = 464, /* offset of struct _fpx_sw_bytes in the fxsave area */
+	XSTATE_MIN = 576, /* fxsave area and xsave header */
+};
+
+/* struct rt_sigframe without the siginfo, which rt_sigreturn does not read.
+ * arch/x86/include/asm/sigframe.h, asm/ucontext.h. */
+struct frame {
+	uint64_t pretcode;
+	uint64_t uc_flags;
+	uint64_t uc_link;
+	struct {
+		uint64_t sp;
+		int32_t flags, pad;
+		uint64_t size;
+	} uc_stack;
+	struct sigcontext mcontext;
+	uint64_t uc_sigmask;
+} __attribute__((aligned(16)));
+
+enum {
+	UC_FP_XSTATE_FLAG = 1,
+	UC_SIGCONTEXT_SS_FLAG = 2,
+	UC_STRICT_RESTORE_SS_FLAG = 4,
+	/* sigaltstack() refuses these ss_flags, and rt_sigreturn ignores that it does:
+	 * the thread's alternate stack stays as it is (kernel/signal.c, restore_altstack). */
+	SS_FLAGS_INVALID = 7,
+};
+
+/* ---- batches ---------------------------------------------------------------------------- */
+
+void remote_batch_init(struct remote_batch *b)
+{
+	b->nr_calls = 0;
+	b->data_len = 0;
+}
+
+int remote_batch_data(struct remote_batch *b, const void *init, size_t len)
+{
+	size_t room = ALIGN_UP(len, (size_t)8);
+
+	if (room > REMOTE_MAX_DATA - b->data_len)
+		return -ENOSPC;
+	int offset = (int)b->data_len;
+	if (init)
+		memcpy(b->data + offset, init, len);
+	else
+		memset(b->data + offset, REMOTE_FILL, len);
+	b->data_len += (unsigned)room;
+	return offset;
+}
+
+int remote_batch_call(struct remote_batch *b, long nr, unsigned data_args, uint64_t a0, uint64_t a1,
+		      uint64_t a2, uint64_t a3, uint64_t a4)
+{
+	if (b->nr_calls == REMOTE_MAX_CALLS)
+		return -ENOSPC;
+	b->calls[b->nr_calls] = (struct remote_call){
+		.nr = (uint64_t)nr,
+		.args = {a0, a1, a2, a3, a4},
+		.data_args = (uint8_t)data_args,
+	};
+	return (int)b->nr_calls++;
+}
+
+int remote_batch_untouched(const struct remote_batch *b, unsigned offset, size_t len)
+{
+	for (size_t i = 0; i < len; i++)
+		if (b->data[offset + i] != REMOTE_FILL)
+			return 0;
+	return 1;
+}
+
+/* ---- what to find beforehand -------------------------------------------------------------- */
+
+static const unsigned char code_syscall_ret[] = {0x0f, 0x05, 0xc3};
+/* mov $15, %rax; syscall   and   mov $15, %eax; syscall */
+static const unsigned char code_restorer[] = {0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05};
+static const unsigned char code_restorer_short[] = {0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05};
+
+static void search_text(struct remote_gadgets *g, uint64_t addr, const unsigned char *text,
+			size_t len)
+{
+	const unsigned char *p;
+
+	if (!g->syscall_ret && (p = memmem(text, len, code_syscall_ret, sizeof(code_syscall_ret))))
+		g->syscall_ret = addr + (uint64_t)(p - text);
+	if (!g->restorer && (p = memmem(text, len, code_restorer, sizeof(code_restorer))))
+		g->restorer = addr + (uint64_t)(p - text);
+	if (!g->restorer &&
+	    (p = memmem(text, len, code_restorer_short, sizeof(code_restorer_short))))
+		g->restorer = addr + (uint64_t)(p - text);
+}
+
+static void search_vma(struct remote_gadgets *g, const struct target *t, const struct vma *v,
+		       unsigned char *buf, size_t room)
+{
+	/* Windows overlap by the longest pattern. */
+	for (uint64_t a = v->start; a + sizeof(code_restorer) < v->end;
+	     a += room - sizeof(code_restorer)) {
+		struct iovec local = {buf, MIN(room, v->end - a)};
+		struct iovec remote = {(void *)(uintptr_t)a, local.iov_len};
+		ssize_t n = process_vm_readv(t->pid, &local, 1, &remote, 1, 0);
+
+		if (n <= 0 || (g->syscall_ret && g->restorer))
+			return;
+		search_text(g, a, buf, (size_t)n);
+	}
+}
+
+static uint64_t status_field(const char *status, const char *name, int base)
+{
+	const char *p = strstr(status, name);
+
+	return p ? strtoull(p + strlen(name), NULL, base) : 0;
+}
+
+int remote_find_gadgets(struct remote_gadgets *ret, const struct target *t, const struct maps *maps,
+			struct usnap_err *err)
+{
+	static const int candidates[] = {SIGURG, SIGWINCH, SIGCHLD};
+	struct remote_gadgets g = {0};
+	size_t room = MIB(1);
+	cleanup_free unsigned char *buf = malloc(room);
+	if (!buf)
+		return usnap_fail_errno(err, -ENOMEM, "cannot search the text of process %d",
+					t->pid);
+
+	/* The dynamic loader and libc hold both; they are the smaller ones, so look at small
+	 * texts first and at large ones (a statically linked program) only when need be. */
+	for (int large = 0; large <= 1 && !(g.syscall_ret && g.restorer); large++)
+		for (size_t i = 0; i < maps->n && !(g.syscall_ret && g.restorer); i++) {
+			const struct vma *v = &maps->v[i];
+
+			if ((v->prot & (PROT_READ | PROT_EXEC)) != (PROT_READ | PROT_EXEC) ||
+			    v->kind != VMA_FILE || (v->end - v->start > MIB(4)) != (large == 1))
+				continue;
+			search_vma(&g, t, v, buf, room);
+		}
+	if (!g.syscall_ret || !g.restorer) {
+		usnap_fail(err, -EOPNOTSUPP,
+			   "cannot make system calls in process %d: its text holds no %s", t->pid,
+			   g.syscall_ret ? "signal restorer" : "plain system call");
+		return usnap_hint(err,
+				  "programs that link libc, dynamically or statically, hold both");
+	}
+
+	cleanup_free char *status = NULL;
+	int r = io_read_file_at(t->procfd, "status", 65536, &status, NULL);
+	if (r < 0)
+		return usnap_fail(err, -ESRCH, "process %d has ended", t->pid);
+	uint64_t caught = status_field(status, "\nSigCgt:", 16);
+	g.seccomp = status_field(status, "\nSeccomp:", 10) == 2;
+	g.stop_signal = candidates[0];
+	for (size_t i = 0; i < ARRAY_SIZE(candidates); i++)
+		if (!(caught >> (candidates[i] - 1) & 1)) {
+			g.stop_signal = candidates[i];
+			break;
+		}
+	struct stat own, theirs;
+	g.other_pidns = stat("/proc/self/ns/pid", &own) == 0 &&
+			fstatat(t->procfd, "ns/pid", &theirs, 0) == 0 &&
+			own.st_ino != theirs.st_ino;
+	*ret = g;
+	return 0;
+}
+
+/* Process and thread ID as the target itself knows them. */
+static int ids_inside(const struct target *t, pid_t tid, const struct remote_gadgets *g,
+		      pid_t *ret_tgid, pid_t *ret_tid)
+{
+	*ret_tgid = t->pid;
+	*ret_tid = tid;
+	if (!g->other_pidns)
+		return 0;
+
+	char path[64];
+	cleanup_free char *status = NULL;
+	snprintf(path, sizeof(path), "task/%d/status", tid);
+	int r = io_read_file_at(t->procfd, path, 65536, &status, NULL);
+	if (r < 0)
+		return r;
+	static const char *const names[] = {"\nNStgid:", "\nNSpid:"};
+	pid_t *out[] = {ret_tgid, ret_tid};
+	for (size_t i = 0; i < 2; i++) {
+		char *p = strstr(status, names[i]);
+		if (!p)
+			continue;
+		/* One number for each namespace, the innermost last. */
+		char *end;
+		for (p += strlen(names[i]); *p && *p != '\n'; p = end) {
+			long v = strtol(p, &end, 10);
+			if (end == p)
+				break;
+			*out[i] = (pid_t)v;
+		}
+	}
+	return 0;
+}
+
+/* ---- the chain ------------------------------------------------------------------------------ */
+
+struct chain {
+	struct tracee *t;
+	const struct target *target;
+	const struct remote_gadgets *g;
+	uint64_t own_mask; /* the thread's signal mask */
+	uint64_t xstate_addr, data_addr, frames_addr;
+	uint64_t xstate_len; /* with its trailing magic */
+	uint64_t end; /* first byte above what is used */
+	unsigned char *saved; /* [frames_addr, end) as it was */
+	unsigned char *image; /* what is written there */
+};
+
+/* Signals that must not be blocked: were one forced on the thread while it is,
+ * the kernel would reset its action. */
+static uint64_t chain_mask(const struct chain *c, bool unblock_stop)
+{
+	uint64_t m = ~0ull;
+
+	static const int forced[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS};
+	for (size_t i = 0; i < ARRAY_SIZE(forced); i++)
+		m &= ~(1ull << (forced[i] - 1));
+	if (unblock_stop)
+		m &= ~(1ull << (c->g->stop_signal - 1));
+	return m;
+}
+
+/* Size of the user xstate for a set of features, from CPUID leaf 0xD. */
+static uint32_t xstate_size(uint64_t features)
+{
+	uint32_t size = XSTATE_MIN;
+
+	for (unsigned i = 2; i < 63; i++) {
+		unsigned eax, ebx, ecx, edx;
+
+		if (!(features >> i & 1))
+			continue;
+		__cpuid_count(0xD, i, eax, ebx, ecx, edx);
+		size = MAX(size, eax + ebx);
+	}
+	return size;
+}
+
+/* The thread's xstate, in the form in which a signal frame holds it
+ * (arch/x86/kernel/fpu/signal.c). */
+static int load_xstate(struct chain *c, unsigned char *buf, size_t room)
+{
+	struct iovec iov = {buf, room - 8};
+
+	if (ptrace(PTRACE_GETREGSET, c->t->tid, (void *)NT_X86_XSTATE, &iov) < 0)
+		return -errno;
+	if (iov.iov_len < XSTATE_MIN)
+		return -EOPNOTSUPP;
+
+	/* ptrace leaves the enabled features (XCR0) in the first software word. */
+	uint64_t features;
+	memcpy(&features, buf + FX_SW_BYTES, sizeof(features));
+	uint32_t size = xstate_size(features);
+	if (size > iov.iov_len)
+		return -EOPNOTSUPP;
+	struct _fpx_sw_bytes sw = {
+		.magic1 = FP_XSTATE_MAGIC1,
+		.extended_size = size + sizeof(uint32_t),
+		.xstate_bv = features,
+		.xstate_size = size,
+	};
+	memcpy(buf + FX_SW_BYTES, &sw, sizeof(sw));
+	uint32_t magic2 = FP_XSTATE_MAGIC2;
+	memcpy(buf + size, &magic2, sizeof(magic2));
+	c->xstate_len = size + sizeof(uint32_t);
+	return 0;
+}
+
+static void frame_init(const struct chain *c, struct frame *f, uint64_t mask)
+{
+	*f = (struct frame){
+		.pretcode = c->g->restorer,
+		.uc_flags = UC_FP_XSTATE_FLAG | UC_SIGCONTEXT_SS_FLAG | UC_STRICT_RESTORE_SS_FLAG,
+		.uc_stack = {.flags = SS_FLAGS_INVALID},
+		.uc_sigmask = mask,
+	};
+	f->mcontext.fpstate = (struct _fpstate *)(uintptr_t)c->xstate_addr;
+	f->mcontext.cs = (uint16_t)c->t->regs.cs;
+	f->mcontext.__pad0 = (uint16_t)c->t->regs.ss;
+	f->mcontext.eflags = 0x202; /* IF and the bit that is always set */
+}
+
+static void frame_call(const struct chain *c, struct frame *f, const struct remote_call *call,
+		       uint64_t sp, uint64_t mask)
+{
+	uint64_t a[6];
+
+	for (int i = 0; i < 6; i++)
+		a[i] = call->args[i] + (call->data_args >> i & 1 ? c->data_addr : 0);
+	frame_init(c, f, mask);
+	f->mcontext.rip = c->g->syscall_ret;
+	f->mcontext.rsp = sp;
+	f->mcontext.rax = call->nr;
+	f->mcontext.rdi = a[0];
+	f->mcontext.rsi = a[1];
+	f->mcontext.rdx = a[2];
+	f->mcontext.r10 = a[3];
+	f->mcontext.r8 = a[4];
+	f->mcontext.r9 = a[5];
+}
+
+/* The thread's own context, for the case that no tracer gives it back: an
+ * interrupted system call is started again here as the kernel would have. */
+static void frame_own(const struct chain *c, struct frame *f)
+{
+	const struct user_regs_struct *r = &c->t->regs;
+	uint64_t ip = r->rip, ax = r->rax;
+
+	if ((int64_t)r->orig_rax >= 0) {
+		switch ((int64_t)r->rax) {
+		case -512: /* ERESTARTSYS */
+		case -513: /* ERESTARTNOINTR */
+		case -514: /* ERESTARTNOHAND */
+			ax = r->orig_rax;
+			ip -= 2;
+			break;
+		case -516: /* ERESTART_RESTARTBLOCK */
+			ax = SYS_restart_syscall;
+			ip -= 2;
+			break;
+		}
+	}
+	frame_init(c, f, c->own_mask);
+	struct sigcontext *m = &f->mcontext;
+	m->rip = ip;
+	m->rax = ax;
+	m->rsp = r->rsp;
+	m->eflags = r->eflags;
+	m->rbx = r->rbx;
+	m->rcx = r->rcx;
+	m->rdx = r->rdx;
+	m->rsi = r->rsi;
+	m->rdi = r->rdi;
+	m->rbp = r->rbp;
+	m->r8 = r->r8;
+	m->r9 = r->r9;
+	m->r10 = r->r10;
+	m->r11 = r->r11;
+	m->r12 = r->r12;
+	m->r13 = r->r13;
+	m->r14 = r->r14;
+	m->r15 = r->r15;
+}
+
+static int wait_tid(pid_t tid, int *ret_status)
+{
+	while (waitpid(tid, ret_status, __WALL) < 0)
+		if (errno != EINTR)
+			return -ESRCH;
+	return 0;
+}
+
+static int vm_read(pid_t pid, uint64_t addr, void *buf, size_t len)
+{
+	struct iovec local = {buf, len}, remote = {(void *)(uintptr_t)addr, len};
+	ssize_t n = process_vm_readv(pid, &local, 1, &remote, 1, 0);
+
+	return n < 0 ? -errno : (size_t)n == len ? 0 : -EFAULT;
+}
+
+static int vm_write(pid_t pid, uint64_t addr, const void *buf, size_t len)
+{
+	struct iovec local = {(void *)buf, len}, remote = {(void *)(uintptr_t)addr, len};
+	ssize_t n = process_vm_writev(pid, &local, 1, &remote, 1, 0);
+
+	return n < 0 ? -errno : (size_t)n == len ? 0 : -EFAULT;
+}
+
+/*
+ * A thread preempted inside a restartable sequence goes on at its abort
+ * handler. The kernel decides that on the way back to user mode, by the
+ * instruction pointer: ours would make it forget the sequence, and the
+ * thread would go on in the middle of one that is no longer guarded. So do
+ * first what the kernel would have done.
+ */
+static void abort_rseq(struct tracee *t, pid_t pid)
+{
+	struct {
+		uint64_t pointer;
+		uint32_t size, signature, flags, pad;
+	} config = {0};
+	uint64_t descriptor = 0;
+	struct {
+		uint32_t version, flags;
+		uint64_t start, length, abort;
+	} cs;
+
+	if (ptrace(PTRACE_GET_RSEQ_CONFIGURATION, t->tid, (void *)sizeof(config), &config) < 0 ||
+	    !config.pointer)
+		return;
+	if (vm_read(pid, config.pointer + 8, &descriptor, sizeof(descriptor)) < 0 || !descriptor ||
+	    vm_read(pid, descriptor, &cs, sizeof(cs)) < 0)
+		return;
+	if (t->regs.rip - cs.start < cs.length)
+		t->regs.rip = cs.abort;
+}
+
+/* A signal of the candidates that is pending already would merge with ours. */
+static bool is_pending(pid_t tid, int sig)
+{
+	siginfo_t info[16];
+
+	for (unsigned flags = 0; flags <= PTRACE_PEEKSIGINFO_SHARED; flags++) {
+		struct __ptrace_peeksiginfo_args args = {.flags = flags, .nr = ARRAY_SIZE(info)};
+		long n = ptrace(PTRACE_PEEKSIGINFO, tid, &args, info);
+
+		for (long i = 0; i < n; i++)
+			if (info[i].si_signo == sig)
+				return true;
+	}
+	return false;
+}
+
+static void chain_free(struct chain *c)
+{
+	free(c->saved);
+	free(c->image);
+}
+
+/* Builds the chain for a batch and writes it below the stack. sig: the stop signal. */
+static int chain_build(struct chain *c, const struct remote_batch *b, int sig,
+		       struct user_regs_struct *ret_regs)
+{
+	_Alignas(64) unsigned char xstate[XSTATE_MAX];
+	pid_t tgid, tid;
+	int r = load_xstate(c, xstate, sizeof(xstate));
+
+	if (r < 0)
+		return r;
+	if (ptrace(PTRACE_GETSIGMASK, c->t->tid, (void *)sizeof(c->own_mask), &c->own_mask) < 0)
+		return -errno;
+	r = ids_inside(c->target, c->t->tid, c->g, &tgid, &tid);
+	if (r < 0)
+		return r;
+	abort_rseq(c->t, c->target->pid);
+
+	/* Calls, the stop, the way back; call 0 needs no frame. */
+	unsigned nr_frames = b->nr_calls + 1;
+	c->end = c->t->regs.rsp - RED_ZONE;
+	c->xstate_addr = ALIGN_DOWN(c->end - c->xstate_len, 64u);
+	c->data_addr = ALIGN_DOWN(c->xstate_addr - b->data_len, 16u);
+	c->frames_addr = c->data_addr - nr_frames * sizeof(struct frame);
+	if (c->end > c->t->regs.rsp || c->frames_addr > c->end)
+		return -ENOSPC;
+	size_t len = c->end - c->frames_addr;
+	c->saved = malloc(len);
+	c->image = malloc(len);
+	if (!c->saved || !c->image)
+		return -ENOMEM;
+	if (vm_read(c->target->pid, c->frames_addr, c->saved, len) < 0)
+		return -ENOSPC;
+	memcpy(c->image, c->saved, len);
+	memcpy(c->image + (c->xstate_addr - c->frames_addr), xstate, c->xstate_len);
+	memcpy(c->image + (c->data_addr - c->frames_addr), b->data, b->data_len);
+
+	struct remote_call stop = {SYS_tgkill, {(uint64_t)tgid, (uint64_t)tid, (uint64_t)sig}, 0};
+	struct frame first, *f = (struct frame *)c->image;
+	uint64_t sp = c->frames_addr;
+	for (unsigned i = 0; i <= b->nr_calls; i++) {
+		bool last = i == b->nr_calls;
+
+		frame_call(c, i == 0 ? &first : &f[i - 1], last ? &stop : &b->calls[i], sp,
+			   chain_mask(c, last));
+		sp += sizeof(struct frame);
+	}
+	frame_own(c, &f[nr_frames - 1]);
+	r = vm_write(c->target->pid, c->frames_addr, c->image, len);
+	if (r < 0)
+		return -ENOSPC;
+
+	*ret_regs = c->t->regs;
+	ret_regs->orig_rax = (uint64_t)-1;
+	ret_regs->rip = first.mcontext.rip;
+	ret_regs->rsp = first.mcontext.rsp;
+	ret_regs->rax = first.mcontext.rax;
+	ret_regs->rdi = first.mcontext.rdi;
+	ret_regs->rsi = first.mcontext.rsi;
+	ret_regs->rdx = first.mcontext.rdx;
+	ret_regs->r10 = first.mcontext.r10;
+	ret_regs->r8 = first.mcontext.r8;
+	ret_regs->r9 = first.mcontext.r9;
+	ret_regs->eflags &= ~0x400ul; /* DF, as the ABI wants it at a call */
+	return 0;
+}
+
+/* Lets the thread run until the chain's last call stops it. on_event is told
+ * of a clone event (the helper). */
+static int chain_wait(struct chain *c, int sig, int (*on_event)(struct chain *, void *), void *arg)
+{
+	for (;;) {
+		int status;
+
+		if (ptrace(PTRACE_CONT, c->t->tid, NULL, NULL) < 0)
+			return -ESRCH;
+		if (wait_tid(c->t->tid, &status) < 0)
+			return -ESRCH;
+		if (!WIFSTOPPED(status)) {
+			c->t->stopped = false;
+			return -ESRCH;
+		}
+		int event = status >> 16;
+		if (event == PTRACE_EVENT_CLONE || event == PTRACE_EVENT_VFORK) {
+			int r = on_event ? on_event(c, arg) : 0;
+			if (r < 0)
+				return r;
+			continue;
+		}
+		if (event)
+			continue; /* a group stop, or an interrupt that was still due */
+		if (WSTOPSIG(status) == sig)
+			return 0;
+		siginfo_t info;
+		if (ptrace(PTRACE_GETSIGINFO, c->t->tid, NULL, &info) < 0)
+			return -ESRCH;
+		if (WSTOPSIG(status) == SIGSTOP && !c->t->sig) {
+			c->t->sig =
+				SIGSTOP; /* cannot be blocked: theirs, delivered at the release */
+			c->t->siginfo = info;
+			continue;
+		}
+		if (info.si_code > 0 &&
+		    (WSTOPSIG(status) == SIGSEGV || WSTOPSIG(status) == SIGBUS ||
+		     WSTOPSIG(status) == SIGILL || WSTOPSIG(status) == SIGSYS))
+			return -EFAULT; /* the chain broke: a filter, or text that is not what it was */
+	}
+}
+
+/* Gives back what was borrowed: memory, registers, signal mask. The xstate needs nothing: every
+ * frame restored it. */
+static int chain_finish(struct chain *c, struct remote_batch *b)
+{
+	int r = 0;
+
+	if (b && b->data_len)
+		r = vm_read(c->target->pid, c->data_addr, b->data, b->data_len);
+	if (vm_write(c->target->pid, c->frames_addr, c->saved, c->end - c->frames_addr) < 0 &&
+	    r == 0)
+		r = -EFAULT;
+	struct user_regs_struct regs = c->t->regs;
+	if (ptrace(PTRACE_SETREGS, c->t->tid, NULL, &regs) < 0 ||
+	    ptrace(PTRACE_SETSIGMASK, c->t->tid, (void *)sizeof(c->own_mask), &c->own_mask) < 0)
+		r = -ESRCH;
+	return r;
+}
+
+static int chain_run(struct chain *c, struct remote_batch *b, int sig,
+		     int (*on_event)(struct chain *, void *), void *arg)
+{
+	struct user_regs_struct regs;
+	uint64_t mask;
+	int r = chain_build(c, b, sig, &regs);
+
+	if (r < 0)
+		return r;
+	mask = chain_mask(c, false);
+	if (ptrace(PTRACE_SETSIGMASK, c->t->tid, (void *)sizeof(mask), &mask) < 0 ||
+	    ptrace(PTRACE_SETREGS, c->t->tid, NULL, &regs) < 0)
+		return -ESRCH;
+	r = chain_wait(c, sig, on_event, arg);
+	if (r == -ESRCH)
+		return r;
+	int f = chain_finish(c, b);
+	return r < 0 ? r : f;
+}
+
+static int fail_remote(struct usnap_err *err, int r, const struct tracee *t)
+{
+	switch (r) {
+	case -ENOSPC:
+		return usnap_fail(err, r, "thread %d has no room below its stack pointer", t->tid);
+	case -ESRCH:
+		return usnap_fail(err, r, "thread %d was killed", t->tid);
+	default:
+		return usnap_fail_errno(err, r, "cannot make system calls in thread %d", t->tid);
+	}
+}
+
+static int pick_signal(const struct remote_gadgets *g, pid_t tid)
+{
+	static const int candidates[] = {SIGURG, SIGWINCH, SIGCHLD};
+
+	if (!is_pending(tid, g->stop_signal))
+		return g->stop_signal;
+	for (size_t i = 0; i < ARRAY_SIZE(candidates); i++)
+		if (!is_pending(tid, candidates[i]))
+			return candidates[i];
+	return 0;
+}
+
+int remote_run(struct tracee *t, const struct target *target, const struct remote_gadgets *g,
+	       struct remote_batch *b, struct usnap_err *err)
+{
+	struct remote_gadgets own = *g;
+	struct chain c = {.t = t, .target = target, .g = &own};
+
+	own.stop_signal = pick_signal(g, t->tid);
+	if (!own.stop_signal)
+		return usnap_fail(err, -EBUSY, "thread %d has too many signals pending", t->tid);
+	if (b->nr_calls == 0)
+		return 0;
+	int r = chain_run(&c, b, own.stop_signal, NULL, NULL);
+	chain_free(&c);
+	return r < 0 ? fail_remote(err, r, t) : 0;
+}
+
+/* ---- the helper ------------------------------------------------------------------------------ */
+
+struct helper_start {
+	struct remote_helper h;
+	remote_helper_fn *fn;
+	void *arg;
+	unsigned data_offset, frame_offset;
+	struct usnap_err *err;
+	int result;
+	bool started;
+};
+
+int64_t remote_helper_call(struct remote_helper *h, long nr, uint64_t a0, uint64_t a1, uint64_t a2,
+			   uint64_t a3, uint64_t a4)
+{
+	struct user_regs_struct r = h->regs;
+
+	r.orig_rax = (uint64_t)-1;
+	r.rip = h->g->syscall_ret;
+	r.rsp = h->stack;
+	r.rax = (uint64_t)nr;
+	r.rdi = a0;
+	r.rsi = a1;
+	r.rdx = a2;
+	r.r10 = a3;
+	r.r8 = a4;
+	r.r9 = 0;
+	if (ptrace(PTRACE_SETREGS, h->tid, NULL, &r) < 0)
+		return -ESRCH;
+	/* One stop on the way in, one on the way out. */
+	for (int i = 0; i < 2; i++) {
+		int status;
+
+		if (ptrace(PTRACE_SYSCALL, h->tid, NULL, NULL) < 0)
+			return -ESRCH;
+		if (wait_tid(h->tid, &status) < 0 || !WIFSTOPPED(status))
+			return -ESRCH;
+		if (status >> 16 || WSTOPSIG(status) != SIGTRAP)
+			i--; /* a group stop or SIGSTOP passes by: it concerns the threads that stay */
+	}
+	if (ptrace(PTRACE_GETREGS, h->tid, NULL, &r) < 0)
+		return -ESRCH;
+	return (int64_t)r.rax;
+}
+
+/* The clone event: the helper exists and is about to stop. */
+static int helper_started(struct chain *c, void *arg)
+{
+	struct helper_start *s = arg;
+	unsigned long tid = 0;
+	int status;
+
+	if (s->started || ptrace(PTRACE_GETEVENTMSG, c->t->tid, NULL, &tid) < 0)
+		return 0;
+	s->started = true;
+	s->h.tid = (pid_t)tid;
+	if (wait_tid(s->h.tid, &status) < 0 || !WIFSTOPPED(status) ||
+	    ptrace(PTRACE_GETREGS, s->h.tid, NULL, &s->h.regs) < 0)
+		return -ESRCH;
+	s->h.data = c->data_addr + s->data_offset;
+	s->h.stack = c->data_addr + s->frame_offset;
+	s->result = s->fn(&s->h, s->arg, s->err);
+
+	/* On to its return address: rt_sigreturn into exit(2). */
+	struct user_regs_struct r = s->h.regs;
+	r.orig_rax = (uint64_t)-1;
+	r.rip = c->g->syscall_ret;
+	r.rsp = s->h.stack;
+	r.rax = SYS_getpid;
+	ptrace(PTRACE_SETREGS, s->h.tid, NULL, &r);
+	ptrace(PTRACE_DETACH, s->h.tid, NULL, NULL);
+	return 0;
+}
+
+static bool have_pidfd_thread(void)
+{
+	cleanup_fd int fd = (int)syscall(SYS_pidfd_open, gettid(), PIDFD_THREAD);
+
+	return fd >= 0;
+}
+
+int remote_with_helper(struct tracee *t, const struct target *target,
+		       const struct remote_gadgets *g, remote_helper_fn *fn, void *arg,
+		       struct usnap_err *err)
+{
+	enum {
+		HELPER_DATA = 1024
+	};
+	struct remote_gadgets own = *g;
+	struct chain c = {.t = t, .target = target, .g = &own};
+	struct helper_start s = {.fn = fn, .arg = arg, .err = err, .result = -ECHILD};
+	cleanup_free struct remote_batch *b = malloc(sizeof(*b));
+	if (!b)
+		return usnap_fail_errno(err, -ENOMEM, "cannot start a helper");
+
+	own.stop_signal = pick_signal(g, t->tid);
+	if (!own.stop_signal)
+		return usnap_fail(err, -EBUSY, "thread %d has too many signals pending", t->tid);
+
+	/* A table of its own can only be reached through a descriptor for the thread. */
+	s.h = (struct remote_helper){
+		.g = &own, .own_files = have_pidfd_thread(), .data_len = HELPER_DATA};
+	remote_batch_init(b);
+	s.data_offset = (unsigned)remote_batch_data(b, NULL, HELPER_DATA);
+
+	/* Its return address: a frame that calls exit(0). It needs no xstate: it ends. */
+	struct frame end = {
+		.pretcode = own.restorer,
+		.uc_flags = UC_SIGCONTEXT_SS_FLAG | UC_STRICT_RESTORE_SS_FLAG,
+		.uc_stack = {.flags = SS_FLAGS_INVALID},
+		.uc_sigmask = ~0ull,
+	};
+	end.mcontext.rip = own.syscall_ret;
+	end.mcontext.rax = SYS_exit;
+	end.mcontext.cs = (uint16_t)t->regs.cs;
+	end.mcontext.__pad0 = (uint16_t)t->regs.ss;
+	end.mcontext.eflags = 0x202;
+	int off = remote_batch_data(b, &end, sizeof(end));
+	s.frame_offset = (unsigned)off;
+
+	uint64_t flags = CLONE_VM | CLONE_SIGHAND | CLONE_THREAD | CLONE_VFORK | CLONE_SYSVSEM |
+			 (s.h.own_files ? 0 : CLONE_FILES);
+	remote_batch_call(b, SYS_clone, 1u << 1, flags, (uint64_t)off, 0, 0, 0);
+
+	unsigned long options = PTRACE_O_TRACECLONE | PTRACE_O_TRACEVFORK;
+	if (!g->seccomp || ptrace(PTRACE_SETOPTIONS, t->tid, NULL,
+				  (void *)(options | PTRACE_O_SUSPEND_SECCOMP)) < 0)
+		ptrace(PTRACE_SETOPTIONS, t->tid, NULL, (void *)options);
+	int r = chain_run(&c, b, own.stop_signal, helper_started, &s);
+	ptrace(PTRACE_SETOPTIONS, t->tid, NULL, NULL);
+	chain_free(&c);
+	if (r < 0)
+		return fail_remote(err, r, t);
+	if (!s.started) {
+		usnap_fail(err, -EAGAIN, "cannot start a helper thread in process %d", target->pid);
+		return usnap_hint(err, "it may have reached its limit of threads (pids cgroup, "
+				       "ulimit -u), or a seccomp filter forbids clone");
+	}
+	return s.result;
+}
