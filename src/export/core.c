@@ -47,9 +47,9 @@ static int open_source(const struct core_writer *w, const struct core_region *r,
 	return core_source_open(ret, r->path, r->inode, r->dev_major, r->dev_minor, w->d->t0_ns);
 }
 
-static bool region_has_contents(const struct core_writer *w, const struct core_region *r)
+static bool region_is_wanted(const struct core_writer *w, const struct core_region *r)
 {
-	return r->contents != CORE_NO_CONTENTS && (!r->excluded || w->o->all);
+	return !r->excluded || w->o->all;
 }
 
 static int fail_memory(const struct core_writer *w, int r, const char *what)
@@ -163,12 +163,14 @@ static int plan_region(struct core_writer *w, size_t i)
 	size_t before = l->n;
 	int code = 0, any = 0;
 
-	if (region_has_contents(w, r)) {
+	if (region_is_wanted(w, r)) {
 		any = w->d->next_run(w->d->memory, r->start, r->end, &start, &end, w->err);
 		if (any < 0)
 			return any;
 		if (r->contents == CORE_ABSENT_FILE)
 			gap = open_source(w, r, &source) == 0 && any ? GAP_SOURCE : 0;
+		if (r->contents == CORE_ABSENT_UNKNOWN)
+			gap = 0;
 	}
 	code = core_layout_begin(l, r->start, r->end, r->prot, gap, (uint32_t)i);
 	if (code) {

@@ -26,7 +26,7 @@
 enum core_contents {
 	CORE_ABSENT_ZERO, /* all zero */
 	CORE_ABSENT_FILE, /* as in the file */
-	CORE_NO_CONTENTS, /* nothing is known: a device, a kernel page */
+	CORE_ABSENT_UNKNOWN, /* a page of a device or of the kernel */
 };
 
 struct core_region {

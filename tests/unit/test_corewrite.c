@@ -204,11 +204,11 @@ Test(corewrite, a_gap_is_a_hole_in_a_file)
 	cr_assert_lt(res.blocks_bytes, 64u << 10);
 }
 
-Test(corewrite, what_has_no_contents_or_is_excluded_stays_out)
+Test(corewrite, what_is_unknown_or_excluded_stays_out)
 {
-	static const uint64_t pages[] = {0x10000, 0x20000};
+	static const uint64_t pages[] = {0x10000, 0x12000, 0x20000};
 	static const struct core_region regions[] = {
-		{.start = 0x10000, .end = 0x12000, .contents = CORE_NO_CONTENTS},
+		{.start = 0x10000, .end = 0x14000, .contents = CORE_ABSENT_UNKNOWN},
 		{.start = 0x20000, .end = 0x22000, .excluded = true},
 	};
 	struct fake f = {pages, ARRAY_SIZE(pages)};
@@ -216,8 +216,11 @@ Test(corewrite, what_has_no_contents_or_is_excluded_stays_out)
 	struct result res = export(&d, false);
 
 	cr_assert_eq(res.r, 0);
-	cr_assert_eq(res.nr_load, 2u);
-	cr_assert_eq(byte_at(&res, 0x10000), -1);
+	cr_assert_eq(res.nr_load, 3u);
+	cr_assert_eq(byte_at(&res, 0x10000), 1);
+	cr_assert_eq(byte_at(&res, 0x11000), -1);
+	cr_assert_eq(byte_at(&res, 0x12000), 2);
+	cr_assert_eq(byte_at(&res, 0x13000), -1);
 	cr_assert_eq(byte_at(&res, 0x20000), -1);
 }
 
