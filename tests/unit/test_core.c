@@ -2,6 +2,7 @@
 #include <criterion/criterion.h>
 #include <elf.h>
 #include <errno.h>
+#include <jansson.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -12,6 +13,7 @@
 #include "common/util.h"
 #include "export/corelayout.h"
 #include "export/corenotes.h"
+#include "export/coreprocess.h"
 
 #define PAGE 4096u
 
@@ -207,6 +209,87 @@ Test(core, nt_file_counts_offsets_in_pages)
 	cr_assert_str_eq((const char *)d + 16 + 48, "/bin/a");
 	cr_assert_str_eq((const char *)d + 16 + 48 + 7, "/bin/bc");
 	core_notes_free(&n);
+}
+
+/* process.json */
+
+static int parse(struct core_process_facts *f, json_t **root, const char *text)
+{
+	struct usnap_err err = {0};
+
+	*root = json_loads(text, 0, NULL);
+	cr_assert_not_null(*root);
+	int r = core_process_parse(f, *root, "x.usnap", &err);
+	cr_assert(r == 0 || strstr(err.text, "x.usnap"));
+	return r;
+}
+
+Test(core, process_json_gives_what_prpsinfo_says)
+{
+	struct core_process_facts f;
+	json_t *root;
+
+	cr_assert_eq(parse(&f, &root,
+			   "{\"pid\":7,\"ppid\":3,\"pgid\":6,\"sid\":5,\"comm\":\"redis\","
+			   "\"cmdline\":[\"redis-server\",\"--port\",\"0\"],"
+			   "\"creds\":{\"uid\":[1000,0,0,0],\"gid\":[4294967295,0,0,0]},"
+			   "\"threads\":[{\"sched\":{\"nice\":-5}}],\"mm\":{\"auxv\":\"00\"}}"),
+		     0);
+	cr_assert_eq(f.process.pid, 7);
+	cr_assert_eq(f.process.ppid, 3);
+	cr_assert_eq(f.process.pgid, 6);
+	cr_assert_eq(f.process.sid, 5);
+	cr_assert_eq(f.process.uid, 1000u);
+	cr_assert_eq(f.process.gid, UINT32_MAX);
+	cr_assert_eq(f.process.nice, -5);
+	cr_assert_str_eq(f.process.comm, "redis");
+	cr_assert_str_eq(f.process.args, "redis-server --port 0");
+	cr_assert_str_eq(f.auxv, "00");
+	json_decref(root);
+}
+
+Test(core, process_json_of_the_wrong_kind_is_refused)
+{
+	static const char *const wrong[] = {
+		"[]",
+		"{}",
+		"{\"pid\":0}",
+		"{\"pid\":-1}",
+		"{\"pid\":4294967296}",
+		"{\"pid\":\"7\"}",
+		"{\"pid\":7,\"ppid\":1.5}",
+		"{\"pid\":7,\"comm\":[]}",
+		"{\"pid\":7,\"cmdline\":{}}",
+		"{\"pid\":7,\"cmdline\":[7]}",
+		"{\"pid\":7,\"mm\":{\"auxv\":7}}",
+		"{\"pid\":7,\"creds\":{\"uid\":[-1]}}",
+		"{\"pid\":7,\"threads\":[{\"sched\":{\"nice\":300}}]}",
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(wrong); i++) {
+		struct core_process_facts f;
+		json_t *root;
+
+		cr_assert_eq(parse(&f, &root, wrong[i]), -EBADMSG, "%s", wrong[i]);
+		json_decref(root);
+	}
+}
+
+Test(core, long_command_lines_are_cut)
+{
+	struct core_process_facts f;
+	char text[2048];
+	json_t *root;
+
+	for (int arg = 1; arg < 300; arg++) {
+		int n = snprintf(text, sizeof(text), "{\"pid\":7,\"cmdline\":[\"");
+		memset(text + n, 'x', (size_t)arg);
+		snprintf(text + n + arg, sizeof(text) - (size_t)(n + arg),
+			 "\",\"yy\",\"\",\"%0100d\",\"z\"]}", 1);
+		cr_assert_eq(parse(&f, &root, text), 0);
+		cr_assert_lt(strlen(f.process.args), sizeof(f.args));
+		json_decref(root);
+	}
 }
 
 /* layout */
