@@ -47,6 +47,7 @@ LIB_SONAME := libuffd-snap.so.$(SOVERSION)
 UNIT      := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
 WORKLOADS := $(patsubst %.c,$(B)/%,$(wildcard tests/workloads/*.c))
 BENCHES   := $(patsubst %.c,$(B)/%,$(wildcard tests/bench/*.c))
+CHECKERS  := $(patsubst %.c,$(B)/%,$(wildcard tests/checkers/*.c))
 STRESSES  := $(patsubst %.c,$(B)/%,$(wildcard tests/stress/*.c))
 FUZZERS   := $(patsubst %.c,$(B)/%,$(wildcard tests/fuzz/fuzz_*.c))
 MANS      := $(wildcard man/*.[1357])
@@ -110,17 +111,17 @@ $(UNIT): $(B)/tests/unit/%: $(B)/tests/unit/%.o $(B)/uffd-snap-test.a
 $(WORKLOADS): $(B)/tests/workloads/%: $(B)/tests/workloads/%.o
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ -lm
 
-$(BENCHES) $(STRESSES): $(B)/%: $(B)/%.o $(B)/uffd-snap-test.a
+$(BENCHES) $(CHECKERS) $(STRESSES): $(B)/%: $(B)/%.o $(B)/uffd-snap-test.a
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ $(LIBS) -lm
 
 $(FUZZERS): $(B)/%: $(B)/%.o $(B)/uffd-snap-test.a
 	$(CC) $(ALL_LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS) -lm
 
 unit: $(UNIT)
-tests: unit $(WORKLOADS) $(BENCHES) $(STRESSES) ## build the test programs
+tests: unit $(WORKLOADS) $(BENCHES) $(CHECKERS) $(STRESSES) ## build the test programs
 stress-programs: $(STRESSES)
 fuzzers: $(FUZZERS)
-objects: $(OBJS) $(UNIT:=.o) $(WORKLOADS:=.o) $(BENCHES:=.o) $(STRESSES:=.o)
+objects: $(OBJS) $(UNIT:=.o) $(WORKLOADS:=.o) $(BENCHES:=.o) $(CHECKERS:=.o) $(STRESSES:=.o)
 
 check: ## unit and end-to-end tests (tests/run alone runs everything)
 	B=$(B) tests/run unit/ e2e/
@@ -186,6 +187,6 @@ help: ## show this list
 
 .SECONDARY:
 .DELETE_ON_ERROR:
--include $(OBJS:.o=.d) $(addsuffix .d,$(UNIT) $(WORKLOADS) $(BENCHES) $(STRESSES) $(FUZZERS))
+-include $(OBJS:.o=.d) $(addsuffix .d,$(UNIT) $(WORKLOADS) $(BENCHES) $(CHECKERS) $(STRESSES) $(FUZZERS))
 .PHONY: all unit tests stress-programs fuzzers objects check stress bench fuzz lint format asan tsan fuzz-build \
 	install uninstall clean help

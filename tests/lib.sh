@@ -19,7 +19,8 @@ B=${B:-$TOP/build}
 UFFD_SNAP=${UFFD_SNAP:-$B/uffd-snap}
 WORKLOADS=$B/tests/workloads
 BENCHES=$B/tests/bench
-export TESTS TOP B UFFD_SNAP WORKLOADS BENCHES
+CHECKERS=$B/tests/checkers
+export TESTS TOP B UFFD_SNAP WORKLOADS BENCHES CHECKERS
 
 _pids=()
 _own_dir=
@@ -57,11 +58,13 @@ case $PWD/ in
 esac
 
 fail() {
+	trap - ERR
 	echo "failed: $*" >&2
 	exit 1
 }
 
 skip() {
+	trap - ERR
 	echo "$*"
 	exit 77
 }
@@ -74,11 +77,13 @@ need() {
 	done
 }
 
-# start COMMAND [ARG]...: in the background; PID in $started. Its output goes
-# to started.N.log unless redirected.
-started=
+# start COMMAND [ARG]...: in the background; PID in $started, output in the
+# file $started_log.
+started='' started_log=''
 start() {
-	"$@" >"started.${#_pids[@]}.log" 2>&1 </dev/null &
+	started_log=$PWD/started.${#_pids[@]}.log
+	: >"$started_log"
+	"$@" >"$started_log" 2>&1 </dev/null &
 	started=$!
 	_pids+=("$started")
 }
@@ -108,6 +113,7 @@ wait_until() {
 start_workload() {
 	local name=$1
 	shift
+	: >"$name.out"
 	"$WORKLOADS/$name" "$@" >"$name.out" 2>"$name.err" </dev/null &
 	started=$!
 	_pids+=("$started")

@@ -1,0 +1,38 @@
+#!/bin/bash
+# The completions of bash and zsh offer the commands, and for each command its options.
+. "$(dirname "$0")/../lib.sh"
+
+# shellcheck source=scripts/completions/uffd-snap.bash
+. "$TOP/scripts/completions/uffd-snap.bash"
+
+# complete_words WORD...: what is offered for the last word.
+complete_words() {
+	COMP_WORDS=("$UFFD_SNAP" "$@")
+	COMP_CWORD=$#
+	COMPREPLY=()
+	_uffd_snap
+	printf '%s\n' "${COMPREPLY[@]-}"
+}
+
+complete_words '' >offered
+for c in snapshot info verify read core check help; do
+	grep -qx "$c" offered || fail "'$c' is not offered"
+	complete_words "$c" -- >options
+	usnap help "$c" | sed -n '/^options:/,$p' | grep -oE '^ +(-., )?--[a-z-]+' |
+		grep -oE -- '--[a-z-]+' | sort -u >wanted
+	echo --help >>wanted
+	diff <(sort -u wanted) <(sort -u options) || fail "options offered for '$c'"
+done
+complete_words sn >offered
+same 'sn' "$(cat offered)" snapshot
+complete_words check '' >offered
+grep -qx $$ offered || fail "own process id is not offered"
+: >here.usnap
+: >here.txt
+complete_words verify her >offered
+same 'image' "$(cat offered)" here.usnap
+complete_words core -o here.t >offered
+same 'option argument' "$(cat offered)" here.txt
+
+need zsh
+zsh -n "$TOP/scripts/completions/_uffd-snap"
