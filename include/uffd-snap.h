@@ -72,16 +72,16 @@ USNAP_API uint64_t usnap_image_error_offset(const struct usnap_image *img);
 /* ---- what it is an image of ---- */
 
 struct usnap_info {
-	const char *id;     /* 32 lower-case hex digits */
+	const char *id; /* 32 lower-case hex digits */
 	const char *parent; /* id of the image that this one continues, or NULL */
 	uint64_t t0_realtime_ns; /* CLOCK_REALTIME at the instant the image shows */
 	uint64_t t0_monotonic_ns, t0_boottime_ns;
 	const char *host, *kernel, *arch, *tool, *strategy; /* "" where not recorded */
 	const char *comm, *exe;
 	int32_t pid; /* of the process, when it was taken */
-	uint32_t page_size;  /* unit of usnap_image_next_run(), bytes */
-	uint64_t nr_pages;   /* stored; the others are zero or as in their file */
-	uint64_t nr_frames;  /* compressed pieces that hold them */
+	uint32_t page_size; /* unit of usnap_image_next_run(), bytes */
+	uint64_t nr_pages; /* stored; the others are zero or as in their file */
+	uint64_t nr_frames; /* compressed pieces that hold them */
 	uint64_t file_bytes; /* size of the file */
 };
 
@@ -94,13 +94,13 @@ USNAP_API int usnap_image_get_info(struct usnap_image *img, struct usnap_info *r
 /* What a page is that a region has and the image does not store. */
 enum usnap_content {
 	USNAP_CONTENT_IMAGE = 0, /* zero */
-	USNAP_CONTENT_FILE = 1,  /* as in the file that is mapped */
-	USNAP_CONTENT_NONE = 2,  /* unknown: memory of a device, or of the kernel's making */
+	USNAP_CONTENT_FILE = 1, /* as in the file that is mapped */
+	USNAP_CONTENT_NONE = 2, /* unknown: memory of a device, or of the kernel's making */
 };
 
 struct usnap_region {
 	uint64_t start, end; /* [start, end), multiples of the page size */
-	uint64_t offset;     /* into the file, bytes */
+	uint64_t offset; /* into the file, bytes */
 	uint64_t inode;
 	uint32_t dev_major, dev_minor;
 	uint32_t prot; /* PROT_READ | PROT_WRITE | PROT_EXEC of <sys/mman.h> */
@@ -169,9 +169,9 @@ USNAP_API const char *usnap_image_member_name(struct usnap_image *img, size_t nr
 /* ---- whether it is sound ---- */
 
 struct usnap_verify_options {
-	size_t size;         /* sizeof(struct usnap_verify_options) */
+	size_t size; /* sizeof(struct usnap_verify_options) */
 	unsigned nr_threads; /* 0: one per CPU */
-	void *ctx;           /* handed to both functions, which the calling thread calls */
+	void *ctx; /* handed to both functions, which the calling thread calls */
 	/* Something is wrong at offset in the file. May be NULL. */
 	void (*finding)(void *ctx, uint64_t offset, const char *what);
 	/* Bytes of the file checked so far, some ten times a second. May be NULL. */

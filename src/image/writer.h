@@ -25,7 +25,7 @@ struct image_encoder;
 
 /* Pages that follow each other in memory. */
 struct image_run {
-	uint64_t addr;     /* of the first page; a multiple of the page size */
+	uint64_t addr; /* of the first page; a multiple of the page size */
 	uint32_t nr_pages; /* at least 1 */
 };
 
@@ -38,18 +38,18 @@ struct image_alias {
 };
 
 struct image_writer_options {
-	int fd;             /* borrowed; regular file, pipe or socket */
+	int fd; /* borrowed; regular file, pipe or socket */
 	uint32_t page_size; /* bytes */
-	int level;          /* zstd level */
+	int level; /* zstd level */
 	uint32_t frame_pages; /* most pages that image_encode() will be given */
 	uint64_t rate_bytes_s; /* upper bound of the output rate; 0: none */
 };
 
 struct image_writer_stats {
 	uint64_t nr_pages_stored; /* in the index (without aliases) */
-	uint64_t nr_pages_zero;   /* given, found all zero, not stored */
+	uint64_t nr_pages_zero; /* given, found all zero, not stored */
 	uint64_t raw_bytes, compressed_bytes; /* of the frames of this attempt */
-	uint64_t file_bytes;      /* all that was written to fd so far */
+	uint64_t file_bytes; /* all that was written to fd so far */
 };
 
 int image_writer_open(struct image_writer **ret, const struct image_writer_options *options,

@@ -1,0 +1,548 @@
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "common/io.h"
+#include "common/util.h"
+#include "image/hash.h"
+#include "image/image.h"
+#include "image/ustar.h"
+
+/* ---- errors ---- */
+
+void img_begin(struct usnap_image *img)
+{
+	img->err.code = 0;
+	img->err.text[0] = img->err.hint[0] = '\0';
+	img->err_offset = USNAP_NO_OFFSET;
+}
+
+int img_damaged(struct usnap_image *img, uint64_t offset, const char *fmt, ...)
+{
+	char what[256];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(what, sizeof(what), fmt, ap);
+	va_end(ap);
+	if (!img->err.code)
+		img->err_offset = offset;
+	return usnap_fail(&img->err, -EBADMSG, "cannot read '%s': offset %" PRIu64 ": %s",
+			  img->name, offset, what);
+}
+
+int img_failed(struct usnap_image *img, int code, const char *what)
+{
+	return usnap_fail_errno(&img->err, code, "cannot read '%s'%s%s", img->name,
+				what ? ": " : "", what ? what : "");
+}
+
+int img_newer(struct usnap_image *img, const char *what, int64_t version)
+{
+	usnap_fail(&img->err, -EPROTONOSUPPORT,
+		   "cannot read '%s': %s is of version %" PRId64 ", known are up to %d", img->name,
+		   what, version, FORMAT_VERSION);
+	return usnap_hint(&img->err, "a newer uffd-snap reads it");
+}
+
+void img_copy_out(void *ret, size_t size, const void *from, size_t from_size)
+{
+	memcpy(ret, from, MIN(size, from_size));
+	if (size > from_size)
+		memset((char *)ret + from_size, 0, size - from_size);
+}
+
+int img_pread(struct usnap_image *img, void *buf, size_t len, uint64_t offset)
+{
+	int r;
+
+	if (offset > img->size || len > img->size - offset)
+		return img_damaged(img, img->size, "the file ends within what should be read");
+	r = io_pread_full(img->fd, buf, len, offset);
+	if (r == -ENODATA)
+		return img_damaged(img, offset, "the file has become shorter");
+	return r < 0 ? img_failed(img, r, NULL) : 0;
+}
+
+/* ---- members ---- */
+
+struct img_member *img_find_member(struct usnap_image *img, const char *name)
+{
+	for (size_t i = 0; i < img->nr_members; i++)
+		if (!strcmp(img->members[i].name, name))
+			return &img->members[i];
+	return NULL;
+}
+
+int img_check_header(struct usnap_image *img, const struct img_member *m)
+{
+	unsigned char block[FORMAT_TAR_BLOCK];
+	uint64_t at = m->offset - FORMAT_TAR_BLOCK;
+	struct ustar_entry e;
+	const char *what;
+	int r = img_pread(img, block, sizeof(block), at);
+
+	if (r < 0)
+		return r;
+	if (ustar_parse(block, &e, &what) < 0)
+		return img_damaged(img, at, "%s", what);
+	/* Where a size needs a pax header, the plain one cannot hold it. */
+	if (e.type != '0' || strcmp(e.name, m->name) || (e.size != m->size && m->size < 1ull << 33))
+		return img_damaged(img, at, "the tar header is not that of '%s'", m->name);
+	return 0;
+}
+
+int img_load_member(struct usnap_image *img, struct img_member *m)
+{
+	unsigned char hash[FORMAT_HASH_BYTES];
+	uint64_t most = strncmp(m->name, FORMAT_THREADS_DIR, strlen(FORMAT_THREADS_DIR))
+				? FORMAT_MAX_JSON
+				: FORMAT_MAX_NOTES;
+	char *data;
+	int r;
+
+	if (m->data)
+		return 0;
+	if (m->size > most)
+		return img_damaged(img, m->offset, "'%s' is larger than any can be", m->name);
+	if ((r = img_check_header(img, m)) < 0)
+		return r;
+	data = malloc(m->size + 1);
+	if (!data)
+		return img_failed(img, -ENOMEM, m->name);
+	r = img_pread(img, data, m->size, m->offset);
+	if (r == 0) {
+		hash_canonical(hash, XXH3_128bits(data, m->size));
+		if (memcmp(hash, m->hash, sizeof(hash)) != 0)
+			r = img_damaged(img, m->offset, "'%s' differs from its hash", m->name);
+	}
+	if (r < 0) {
+		free(data);
+		return r;
+	}
+	data[m->size] = '\0';
+	m->data = data;
+	return 0;
+}
+
+static int load_json(struct usnap_image *img, const char *name, json_t **ret)
+{
+	struct img_member *m = img_find_member(img, name);
+	json_error_t e;
+	json_t *j;
+	int r;
+
+	if (!m)
+		return img_damaged(img, img->commit_content, "there is no '%s'", name);
+	if ((r = img_load_member(img, m)) < 0)
+		return r;
+	j = json_loadb(m->data, m->size, JSON_REJECT_DUPLICATES, &e);
+	if (!json_is_object(j)) {
+		json_decref(j);
+		return img_damaged(img, m->offset, "'%s' is no JSON object: %s", name, e.text);
+	}
+	*ret = j;
+	return 0;
+}
+
+int img_load_process(struct usnap_image *img)
+{
+	return img->process ? 0 : load_json(img, FORMAT_PROCESS, &img->process);
+}
+
+/* ---- commit.json ---- */
+
+/* Whether commit.json's header stands at offset: a tar header of that name
+ * whose archive ends exactly where the file does. */
+static bool is_commit_header(const struct usnap_image *img, const unsigned char *block,
+			     uint64_t offset, uint64_t *ret_size)
+{
+	struct ustar_entry e;
+	const char *what;
+
+	if (memcmp(block, FORMAT_COMMIT, sizeof(FORMAT_COMMIT)) != 0 ||
+	    ustar_parse(block, &e, &what) < 0 || e.type != '0' || !e.size ||
+	    e.size > FORMAT_MAX_COMMIT)
+		return false;
+	*ret_size = e.size;
+	return offset + FORMAT_TAR_BLOCK + ustar_padded(e.size) + FORMAT_TAR_END == img->size;
+}
+
+/* Why there is no commit.json at the end: told by the beginning. */
+static int no_commit(struct usnap_image *img)
+{
+	unsigned char block[FORMAT_TAR_BLOCK];
+	struct ustar_entry e;
+	const char *what;
+	int r;
+
+	if (img->size >= sizeof(block)) {
+		if ((r = img_pread(img, block, sizeof(block), 0)) < 0)
+			return r;
+		if (ustar_parse(block, &e, &what) < 0)
+			return usnap_fail(&img->err, -EINVAL,
+					  "cannot read '%s': not an uffd-snap image", img->name);
+	}
+	img_damaged(img, img->size, "not a complete image: it does not end with '%s'",
+		    FORMAT_COMMIT);
+	return usnap_hint(&img->err,
+			  "the snapshot was interrupted, or the file was cut off or added to");
+}
+
+/* From the end back, block by block: nothing else needs to be read, and the
+ * cost does not depend on the size of the image. */
+static int find_commit(struct usnap_image *img)
+{
+	cleanup_free unsigned char *buf = malloc(KIB(64));
+	uint64_t end = img->size - img->size % FORMAT_TAR_BLOCK;
+	uint64_t lowest = end > FORMAT_MAX_COMMIT + KIB(4) ? end - FORMAT_MAX_COMMIT - KIB(4) : 0;
+	int r;
+
+	if (!buf)
+		return img_failed(img, -ENOMEM, NULL);
+	if (end != img->size)
+		return no_commit(img);
+	while (end > lowest) {
+		uint64_t start = end - MIN(end - lowest, (uint64_t)KIB(64));
+
+		if ((r = img_pread(img, buf, (size_t)(end - start), start)) < 0)
+			return r;
+		for (uint64_t at = end; at > start;) {
+			at -= FORMAT_TAR_BLOCK;
+			if (is_commit_header(img, buf + (at - start), at, &img->commit_size)) {
+				img->commit_header = at;
+				img->commit_content = at + FORMAT_TAR_BLOCK;
+				return 0;
+			}
+		}
+		end = start;
+	}
+	return no_commit(img);
+}
+
+/* The hash over commit.json itself stands at a fixed distance from its end,
+ * in every version of the format. */
+static int check_commit_hash(struct usnap_image *img, const char *text, size_t len)
+{
+	char hex[FORMAT_HASH_HEX + 1], expected[160], zero[FORMAT_HASH_HEX + 1];
+	size_t tail;
+
+	memset(zero, '0', FORMAT_HASH_HEX);
+	zero[FORMAT_HASH_HEX] = '\0';
+	tail = (size_t)snprintf(expected, sizeof(expected), FORMAT_COMMIT_TAIL, zero, zero);
+	if (len <= tail)
+		return img_damaged(img, img->commit_content, "'%s' is too short", FORMAT_COMMIT);
+	hash_format(hex, XXH3_128bits(text, len - FORMAT_COMMIT_SELF));
+	snprintf(expected, sizeof(expected), "%s\"}\n", hex);
+	if (memcmp(text + len - FORMAT_COMMIT_SELF, expected, FORMAT_COMMIT_SELF) != 0)
+		return img_damaged(img, img->commit_content, "'%s' differs from its hash",
+				   FORMAT_COMMIT);
+	memcpy(hex, text + len - FORMAT_COMMIT_ARCHIVE, FORMAT_HASH_HEX);
+	hex[FORMAT_HASH_HEX] = '\0';
+	return hash_parse(hex, img->archive_hash);
+}
+
+static bool get_count(const json_t *j, const char *key, uint64_t *ret)
+{
+	const json_t *v = json_object_get(j, key);
+
+	if (!json_is_integer(v) || json_integer_value(v) < 0)
+		return false;
+	*ret = (uint64_t)json_integer_value(v);
+	return true;
+}
+
+static int parse_members(struct usnap_image *img, const json_t *members)
+{
+	const char *key, *hash;
+	json_t *v;
+
+	if (!json_is_object(members))
+		return img_damaged(img, img->commit_content, "'%s' names no members",
+				   FORMAT_COMMIT);
+	img->members = calloc(json_object_size(members) + 1, sizeof(*img->members));
+	if (!img->members)
+		return img_failed(img, -ENOMEM, FORMAT_COMMIT);
+	json_object_foreach ((json_t *)members, key, v) {
+		struct img_member *m = &img->members[img->nr_members];
+
+		hash = json_string_value(json_object_get(v, "xxh3"));
+		if (!*key || strlen(key) > FORMAT_MAX_NAME || !hash ||
+		    hash_parse(hash, m->hash) < 0 || !get_count(v, "offset", &m->offset) ||
+		    !get_count(v, "bytes", &m->size) || m->offset < FORMAT_TAR_BLOCK ||
+		    m->offset % FORMAT_TAR_BLOCK || m->offset > img->commit_header ||
+		    m->size > img->commit_header - m->offset)
+			return img_damaged(img, img->commit_content,
+					   "'%s' describes a member wrongly", FORMAT_COMMIT);
+		snprintf(m->name, sizeof(m->name), "%s", key);
+		img->nr_members++;
+	}
+	return 0;
+}
+
+static int load_commit(struct usnap_image *img)
+{
+	cleanup_free char *text = NULL;
+	unsigned char id[FORMAT_ID_BYTES];
+	uint64_t bytes;
+	const char *s;
+	json_error_t e;
+	json_t *j;
+	int64_t version;
+	int r;
+
+	if ((r = find_commit(img)) < 0)
+		return r;
+	text = malloc(img->commit_size);
+	if (!text)
+		return img_failed(img, -ENOMEM, FORMAT_COMMIT);
+	if ((r = img_pread(img, text, img->commit_size, img->commit_content)) < 0)
+		return r;
+	if ((r = check_commit_hash(img, text, img->commit_size)) < 0)
+		return r == -EINVAL ? img_damaged(img, img->commit_content,
+						  "'%s' does not end as it must", FORMAT_COMMIT)
+				    : r;
+	j = json_loadb(text, img->commit_size, JSON_REJECT_DUPLICATES, &e);
+	if (!json_is_object(j)) {
+		json_decref(j);
+		return img_damaged(img, img->commit_content, "'%s' is no JSON object: %s",
+				   FORMAT_COMMIT, e.text);
+	}
+	version = json_integer_value(json_object_get(j, "version"));
+	s = json_string_value(json_object_get(j, "id"));
+	if (version > FORMAT_VERSION)
+		r = img_newer(img, FORMAT_COMMIT, version);
+	else if (version < 1 || !s || hash_parse(s, id) < 0 ||
+		 !get_count(j, "pages", &img->nr_pages) ||
+		 !get_count(j, "frames", &img->nr_frames) || !get_count(j, "bytes", &bytes) ||
+		 bytes != img->commit_header)
+		r = img_damaged(img, img->commit_content, "'%s' lacks what it must have",
+				FORMAT_COMMIT);
+	else {
+		snprintf(img->id, sizeof(img->id), "%s", s);
+		r = parse_members(img, json_object_get(j, "members"));
+	}
+	json_decref(j);
+	return r;
+}
+
+/* ---- snapshot.json ---- */
+
+static const char *get_string(const json_t *j, const char *key)
+{
+	const char *s = json_string_value(json_object_get(j, key));
+
+	return s ? s : "";
+}
+
+static uint64_t get_ns(const json_t *j, const char *key)
+{
+	uint64_t v;
+
+	return get_count(json_object_get(j, "t0"), key, &v) ? v : 0;
+}
+
+static int load_snapshot(struct usnap_image *img)
+{
+	unsigned char id[FORMAT_ID_BYTES];
+	const json_t *j, *target;
+	uint64_t page_size;
+	struct img_member *m;
+	int64_t version;
+	int r = load_json(img, FORMAT_SNAPSHOT, &img->snapshot);
+
+	if (r < 0)
+		return r;
+	j = img->snapshot;
+	m = img_find_member(img, FORMAT_SNAPSHOT);
+	if (strcmp(get_string(j, "format"), FORMAT_NAME) != 0)
+		return img_damaged(img, m->offset, "the format is not '%s'", FORMAT_NAME);
+	version = json_integer_value(json_object_get(j, "version"));
+	if (version > FORMAT_VERSION)
+		return img_newer(img, FORMAT_SNAPSHOT, version);
+	if (version < 1 || strcmp(get_string(j, "id"), img->id) != 0)
+		return img_damaged(img, m->offset, "'%s' is not that of this image",
+				   FORMAT_SNAPSHOT);
+	if (!get_count(j, "page_size", &page_size) || page_size < FORMAT_MIN_PAGE ||
+	    page_size > FORMAT_MAX_PAGE || (page_size & (page_size - 1)))
+		return img_damaged(img, m->offset, "a page size that no machine has");
+	target = json_object_get(j, "target");
+	img->info = (struct usnap_info){
+		.id = img->id,
+		.parent = json_string_value(json_object_get(j, "parent")),
+		.t0_realtime_ns = get_ns(j, "realtime_ns"),
+		.t0_monotonic_ns = get_ns(j, "monotonic_ns"),
+		.t0_boottime_ns = get_ns(j, "boottime_ns"),
+		.host = get_string(j, "host"),
+		.kernel = get_string(j, "kernel"),
+		.arch = get_string(j, "arch"),
+		.tool = get_string(j, "tool"),
+		.strategy = get_string(j, "strategy"),
+		.comm = get_string(target, "comm"),
+		.exe = get_string(target, "exe"),
+		.pid = (int32_t)json_integer_value(json_object_get(target, "pid")),
+		.page_size = (uint32_t)page_size,
+		.nr_pages = img->nr_pages,
+		.nr_frames = img->nr_frames,
+		.file_bytes = img->size,
+	};
+	if (img->info.parent && hash_parse(img->info.parent, id) < 0)
+		return img_damaged(img, m->offset, "the parent's id is none");
+	return 0;
+}
+
+/* ---- the handle ---- */
+
+struct usnap_image *usnap_image_new(void)
+{
+	struct usnap_image *img = calloc(1, sizeof(*img));
+
+	if (img) {
+		img->fd = -1;
+		img_begin(img);
+	}
+	return img;
+}
+
+void usnap_image_free(struct usnap_image *img)
+{
+	if (!img)
+		return;
+	for (size_t i = 0; i < img->nr_members; i++)
+		free(img->members[i].data);
+	for (size_t i = 0; i < IMG_CACHE_FRAMES; i++)
+		free(img->cache[i].data);
+	if (img->index)
+		munmap(img->index, img->index_len);
+	ZSTD_freeDCtx(img->dctx);
+	json_decref(img->snapshot);
+	json_decref(img->process);
+	free(img->compressed);
+	free(img->regions);
+	free(img->threads);
+	free(img->members);
+	free(img->name);
+	if (img->fd >= 0)
+		close(img->fd);
+	free(img);
+}
+
+/* Takes fd over. */
+static int open_common(struct usnap_image *img, int fd, const char *name)
+{
+	struct stat st;
+	int r;
+
+	img->fd = fd;
+	img->name = strdup(name);
+	if (!img->name)
+		return usnap_fail_errno(&img->err, -ENOMEM, "cannot open '%s'", name);
+	if (fstat(fd, &st) < 0)
+		return img_failed(img, -errno, NULL);
+	if (S_ISDIR(st.st_mode))
+		return img_failed(img, -EISDIR, NULL);
+	if (!S_ISREG(st.st_mode)) {
+		usnap_fail(&img->err, -ESPIPE, "cannot read '%s': not a regular file", name);
+		return usnap_hint(
+			&img->err,
+			"images are read here and there: save the stream to a file first");
+	}
+	img->size = (uint64_t)st.st_size;
+	if ((r = load_commit(img)) < 0)
+		return r;
+	return load_snapshot(img);
+}
+
+int usnap_image_open(struct usnap_image *img, const char *path)
+{
+	int fd;
+
+	img_begin(img);
+	if (img->name)
+		return usnap_fail(&img->err, -EINVAL, "cannot open '%s': '%s' is open already",
+				  path, img->name);
+	/* A FIFO without a writer must not keep us waiting. */
+	fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	if (fd < 0)
+		return usnap_fail_errno(&img->err, -errno, "cannot open '%s'", path);
+	return open_common(img, fd, path);
+}
+
+int usnap_image_open_fd(struct usnap_image *img, int fd, const char *name)
+{
+	char number[32];
+	int dup_fd;
+
+	img_begin(img);
+	snprintf(number, sizeof(number), "descriptor %d", fd);
+	if (img->name)
+		return usnap_fail(&img->err, -EINVAL, "cannot open '%s': '%s' is open already",
+				  name ? name : number, img->name);
+	dup_fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	if (dup_fd < 0)
+		return usnap_fail_errno(&img->err, -errno, "cannot open '%s'",
+					name ? name : number);
+	return open_common(img, dup_fd, name ? name : number);
+}
+
+const char *usnap_image_error(const struct usnap_image *img)
+{
+	return img ? img->err.text : "cannot open an image: out of memory";
+}
+
+const char *usnap_image_hint(const struct usnap_image *img)
+{
+	return img ? img->err.hint : "";
+}
+
+uint64_t usnap_image_error_offset(const struct usnap_image *img)
+{
+	return img ? img->err_offset : USNAP_NO_OFFSET;
+}
+
+int img_require_open(struct usnap_image *img)
+{
+	img_begin(img);
+	if (img->info.page_size)
+		return 0;
+	return usnap_fail(&img->err, -EINVAL, "cannot read an image: none is open");
+}
+
+int usnap_image_get_info(struct usnap_image *img, struct usnap_info *ret, size_t size)
+{
+	int r = img_require_open(img);
+
+	if (r < 0)
+		return r;
+	img_copy_out(ret, size, &img->info, sizeof(img->info));
+	return 0;
+}
+
+int usnap_image_get_member(struct usnap_image *img, const char *name, const char **ret,
+			   size_t *ret_len)
+{
+	struct img_member *m;
+	int r = img_require_open(img);
+
+	if (r < 0)
+		return r;
+	m = img_find_member(img, name);
+	if (!m || !strcmp(name, FORMAT_INDEX))
+		return usnap_fail(&img->err, -ENOENT, "cannot read '%s': it has no '%s'", img->name,
+				  name);
+	if ((r = img_load_member(img, m)) < 0)
+		return r;
+	*ret = m->data;
+	*ret_len = m->size;
+	return 0;
+}
+
+const char *usnap_image_member_name(struct usnap_image *img, size_t nr)
+{
+	return nr < img->nr_members ? img->members[nr].name : NULL;
+}

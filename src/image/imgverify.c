@@ -1,0 +1,382 @@
+/*
+ * DESIGN. Two kinds of work go on at once. Worker threads take frames in
+ * the order of the page index, which is that of the file by and large, decode
+ * them and compare every page with its hash: that names what is damaged. The
+ * calling thread hashes the file from its first byte to commit.json and
+ * compares with the hash there: that finds what nothing else refers to (tar
+ * headers, padding, pages of abandoned attempts). Both read the same bytes
+ * at about the same time, so the page cache serves one of them.
+ *
+ * Findings are collected under a lock and handed to the caller at the end,
+ * sorted by offset, by the calling thread.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/io.h"
+#include "common/util.h"
+#include "image/hash.h"
+#include "image/image.h"
+
+enum {
+	MAX_FINDINGS = 1000,
+	MAX_WORKERS = 64
+};
+
+struct finding {
+	uint64_t offset;
+	char what[192];
+};
+
+struct verify {
+	struct usnap_image *img;
+	struct img_scan scan;
+
+	/* Pages in the order of their frames: those of frame f are numbers
+	 * by_frame[first[f]] ... by_frame[first[f + 1] - 1]. */
+	uint64_t *first, *by_frame;
+	atomic_uint_fast64_t next_frame;
+	atomic_int failed; /* out of memory, I/O error: not the image's fault */
+
+	pthread_mutex_t lock;
+	struct finding *findings;
+	size_t nr_findings, nr_beyond;
+};
+
+static void add_finding(struct verify *v, uint64_t offset, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+
+static void add_finding(struct verify *v, uint64_t offset, const char *fmt, ...)
+{
+	va_list ap;
+
+	pthread_mutex_lock(&v->lock);
+	if (v->nr_findings < MAX_FINDINGS) {
+		struct finding *f = &v->findings[v->nr_findings++];
+
+		f->offset = offset;
+		va_start(ap, fmt);
+		vsnprintf(f->what, sizeof(f->what), fmt, ap);
+		va_end(ap);
+	} else {
+		v->nr_beyond++;
+	}
+	pthread_mutex_unlock(&v->lock);
+}
+
+/* Turns a failure of the handle into a finding when it is damage. Returns 0
+ * then, and the failure otherwise. */
+static int settle(struct verify *v, int r)
+{
+	struct usnap_image *img = v->img;
+	const char *text = img->err.text, *after;
+	char offset[40];
+
+	if (r >= 0)
+		return 0;
+	if (r != -EBADMSG)
+		return r;
+	/* Only what follows the offset: the caller has name and offset already. */
+	snprintf(offset, sizeof(offset), ": offset %" PRIu64 ": ", img->err_offset);
+	after = strstr(text, offset);
+	add_finding(v, img->err_offset, "%s", after ? after + strlen(offset) : text);
+	img_begin(img);
+	return 0;
+}
+
+/* ---- frames ---- */
+
+static int sort_by_frame(struct verify *v)
+{
+	const struct usnap_image *img = v->img;
+
+	v->first = calloc(img->nr_frames + 2, sizeof(*v->first));
+	v->by_frame = calloc(img->nr_pages + 1, sizeof(*v->by_frame));
+	if (!v->first || !v->by_frame)
+		return -ENOMEM;
+	/* Counts two places on become starts one place on, and after the
+	 * pages are in place starts where they belong. */
+	for (uint64_t i = 0; i < img->nr_pages; i++)
+		v->first[img_page_frame(img, i) + 2]++;
+	for (uint64_t i = 2; i < img->nr_frames + 2; i++)
+		v->first[i] += v->first[i - 1];
+	for (uint64_t i = 0; i < img->nr_pages; i++)
+		v->by_frame[v->first[img_page_frame(img, i) + 1]++] = i;
+	return 0;
+}
+
+static bool in_segment(const struct verify *v, const struct img_frame *f)
+{
+	size_t a = 0, b = v->scan.nr_segments;
+
+	while (a < b) {
+		size_t m = a + (b - a) / 2;
+		const struct img_extent *s = &v->scan.segments[m];
+
+		if (f->offset < s->offset)
+			b = m;
+		else if (f->offset - s->offset >= s->size)
+			a = m + 1;
+		else
+			return f->compressed_bytes <= s->size - (f->offset - s->offset);
+	}
+	return false;
+}
+
+static void check_frame(struct verify *v, uint64_t nr, ZSTD_DCtx *dctx, unsigned char *compressed,
+			unsigned char *raw, bool scanned)
+{
+	const struct usnap_image *img = v->img;
+	uint32_t ps = img->info.page_size;
+	unsigned char hash[FORMAT_HASH_BYTES];
+	struct img_frame f;
+	const char *what;
+	int r;
+
+	img_get_frame(img, nr, &f);
+	if (f.image)
+		return; /* an ancestor's: its own verify looks at it */
+	if (scanned && !in_segment(v, &f)) {
+		add_finding(v, f.offset, "frame %" PRIu64 " lies in no page segment", nr);
+		return;
+	}
+	r = io_pread_full(img->fd, compressed, f.compressed_bytes, f.offset);
+	if (r == -ENODATA) {
+		add_finding(v, f.offset, "the file ends within frame %" PRIu64, nr);
+		return;
+	}
+	if (r < 0) {
+		atomic_store(&v->failed, r);
+		return;
+	}
+	what = img_decode(dctx, &f, compressed, raw);
+	if (what) {
+		add_finding(v, f.offset, "frame %" PRIu64 ": %s", nr, what);
+		return;
+	}
+	for (uint64_t i = v->first[nr]; i < v->first[nr + 1]; i++) {
+		uint64_t page = v->by_frame[i];
+
+		hash_canonical(hash, XXH3_128bits(raw + (size_t)img_page_slot(img, page) * ps, ps));
+		if (memcmp(hash, img_page_hash(img, page), sizeof(hash)) != 0)
+			add_finding(v, f.offset, "page 0x%" PRIx64 " differs from its hash",
+				    img_page_addr(img, page));
+	}
+}
+
+static void *worker(void *ctx)
+{
+	struct verify *v = ctx;
+	cleanup_free unsigned char *raw = malloc(FORMAT_MAX_FRAME_RAW);
+	cleanup_free unsigned char *compressed = malloc(ZSTD_COMPRESSBOUND(FORMAT_MAX_FRAME_RAW));
+	ZSTD_DCtx *dctx = ZSTD_createDCtx();
+	bool scanned = v->scan.nr_segments || !v->img->nr_frames;
+
+	if (!raw || !compressed || !dctx)
+		atomic_store(&v->failed, -ENOMEM);
+	while (!atomic_load(&v->failed)) {
+		uint64_t nr = atomic_fetch_add(&v->next_frame, 1);
+
+		if (nr >= v->img->nr_frames)
+			break;
+		check_frame(v, nr, dctx, compressed, raw, scanned);
+	}
+	ZSTD_freeDCtx(dctx);
+	return NULL;
+}
+
+/* ---- the calling thread's part ---- */
+
+/* Every page must lie in a region: what was not mapped has no content. */
+static int check_references(struct verify *v)
+{
+	struct usnap_image *img = v->img;
+	uint64_t at = img_find_member(img, FORMAT_INDEX)->offset;
+	size_t region = 0, n;
+	int r = usnap_image_get_nr_regions(img, &n);
+
+	if (r < 0)
+		return settle(v, r);
+	for (uint64_t i = 0; i < img->nr_pages; i++) {
+		uint64_t addr = img_page_addr(img, i);
+
+		while (region < n && img->regions[region].end <= addr)
+			region++;
+		if (region == n || img->regions[region].start > addr)
+			add_finding(v, at, "page 0x%" PRIx64 " lies in no region", addr);
+		else if (img->regions[region].content == USNAP_CONTENT_NONE)
+			add_finding(v, at, "page 0x%" PRIx64 " lies in a region without content",
+				    addr);
+	}
+	return 0;
+}
+
+static int check_metadata(struct verify *v)
+{
+	struct usnap_image *img = v->img;
+	const void *notes;
+	size_t n, len;
+	int r;
+
+	for (size_t i = 0; i < img->nr_members; i++) {
+		if (!strcmp(img->members[i].name, FORMAT_INDEX))
+			continue;
+		if ((r = settle(v, img_load_member(img, &img->members[i]))) < 0)
+			return r;
+	}
+	r = usnap_image_get_nr_threads(img, &n);
+	if (r < 0)
+		return settle(v, r);
+	for (size_t i = 0; i < n; i++) {
+		r = usnap_image_get_notes(img, i, &notes, &len);
+		if (r == -ENOENT)
+			add_finding(v, img_find_member(img, FORMAT_PROCESS)->offset,
+				    "thread %d has no registers", img->threads[i].tid);
+		else if ((r = settle(v, r)) < 0)
+			return r;
+	}
+	return 0;
+}
+
+/* What follows commit.json is zero, or it is not what was written. */
+static int check_end(struct verify *v)
+{
+	unsigned char tail[FORMAT_TAR_BLOCK + FORMAT_TAR_END];
+	struct usnap_image *img = v->img;
+	uint64_t at = img->commit_content + img->commit_size;
+	size_t len = (size_t)(img->size - at);
+	int r = img_pread(img, tail, len, at);
+
+	if (r < 0)
+		return settle(v, r);
+	for (size_t i = 0; i < len; i++) {
+		if (tail[i]) {
+			add_finding(v, at + i, "a byte after the end that is not zero");
+			break;
+		}
+	}
+	return 0;
+}
+
+static int check_archive(struct verify *v, const struct usnap_verify_options *o)
+{
+	struct usnap_image *img = v->img;
+	unsigned char hash[FORMAT_HASH_BYTES];
+	cleanup_free unsigned char *buf = malloc(MIB(1));
+	XXH3_state_t *state = XXH3_createState();
+	uint64_t last = 0;
+	int r = buf && state ? 0 : -ENOMEM;
+
+	if (r == 0)
+		XXH3_128bits_reset(state);
+	for (uint64_t at = 0; at < img->commit_content && r == 0 && !atomic_load(&v->failed);) {
+		size_t n = (size_t)MIN(img->commit_content - at, (uint64_t)MIB(1));
+
+		r = io_pread_full(img->fd, buf, n, at);
+		if (r == 0)
+			XXH3_128bits_update(state, buf, n);
+		at += n;
+		if (o->progress && now_ns() - last > 100000000u) {
+			last = now_ns();
+			o->progress(o->ctx, at, img->size);
+		}
+	}
+	if (r == 0 && !atomic_load(&v->failed)) {
+		hash_canonical(hash, XXH3_128bits_digest(state));
+		if (memcmp(hash, img->archive_hash, sizeof(hash)) != 0)
+			add_finding(
+				v, 0,
+				"the file differs from its hash, somewhere before offset %" PRIu64,
+				img->commit_content);
+	}
+	XXH3_freeState(state);
+	return r == -ENODATA ? 0 : r;
+}
+
+static int by_offset(const void *a, const void *b)
+{
+	const struct finding *x = a, *y = b;
+
+	if (x->offset != y->offset)
+		return x->offset < y->offset ? -1 : 1;
+	return strcmp(x->what, y->what);
+}
+
+static int run(struct verify *v, const struct usnap_verify_options *o)
+{
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+	unsigned n = o->nr_threads ? o->nr_threads : (unsigned)MAX(cpus, 1L);
+	pthread_t threads[MAX_WORKERS];
+	unsigned started = 0;
+	bool index;
+	int r;
+
+	if ((r = settle(v, img_scan(v->img, &v->scan))) < 0 || (r = check_metadata(v)) < 0)
+		return r;
+	r = img_load_index(v->img);
+	index = r == 0;
+	if ((r = settle(v, r)) < 0)
+		return r;
+	if (index) {
+		sigset_t all, before;
+
+		if ((r = check_references(v)) < 0 || (r = sort_by_frame(v)) < 0)
+			return r;
+		n = (unsigned)MIN(MIN((uint64_t)n, v->img->nr_frames), (uint64_t)MAX_WORKERS);
+		sigfillset(&all);
+		pthread_sigmask(SIG_SETMASK, &all, &before);
+		while (started < n && pthread_create(&threads[started], NULL, worker, v) == 0)
+			started++;
+		pthread_sigmask(SIG_SETMASK, &before, NULL);
+	}
+	r = check_archive(v, o);
+	if (r < 0)
+		atomic_store(&v->failed, r);
+	if (index && !started)
+		worker(v);
+	for (unsigned i = 0; i < started; i++)
+		pthread_join(threads[i], NULL);
+	r = atomic_load(&v->failed);
+	return r < 0 ? r : check_end(v);
+}
+
+int usnap_image_verify(struct usnap_image *img, const struct usnap_verify_options *options)
+{
+	struct usnap_verify_options o;
+	struct verify v = {.img = img, .lock = PTHREAD_MUTEX_INITIALIZER};
+	int r = img_require_open(img);
+
+	if (r < 0)
+		return r;
+	img_copy_out(&o, sizeof(o), options, MIN(options->size, sizeof(o)));
+	v.findings = calloc(MAX_FINDINGS, sizeof(*v.findings));
+	r = v.findings ? run(&v, &o) : -ENOMEM;
+	if (r < 0) {
+		img_failed(img, r, NULL);
+		r = img->err.code;
+	}
+	qsort(v.findings, v.nr_findings, sizeof(*v.findings), by_offset);
+	for (size_t i = 0; i < v.nr_findings && o.finding; i++)
+		o.finding(o.ctx, v.findings[i].offset, v.findings[i].what);
+	if (r == 0 && v.nr_findings) {
+		img_begin(img);
+		r = img_damaged(img, v.findings[0].offset, "%s", v.findings[0].what);
+		if (v.nr_beyond && o.finding) {
+			char more[64];
+
+			snprintf(more, sizeof(more), "and %zu findings more", v.nr_beyond);
+			o.finding(o.ctx, v.findings[v.nr_findings - 1].offset, more);
+		}
+	}
+	free(v.findings);
+	free(v.first);
+	free(v.by_frame);
+	img_scan_free(&v.scan);
+	return r;
+}
