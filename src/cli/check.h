@@ -42,7 +42,7 @@ bool checks_failed(const struct checks *cs);
 /* The effective capabilities of a process, from /proc; 0 when unreadable. */
 unsigned long long check_capabilities(int procfd);
 
-void check_userfaultfd(struct checks *cs); /* check_uffd.c */
+void check_userfaultfd(struct checks *cs, bool any_target); /* check_uffd.c */
 void check_kernel(struct checks *cs); /* check_kernel.c */
 void check_permissions(struct checks *cs, bool any_target); /* check_kernel.c */
 void check_target(struct checks *cs, pid_t pid); /* check_target.c */

@@ -174,7 +174,7 @@ static int run_check(int argc, char **argv)
 	struct utsname u;
 	uname(&u);
 	fflush(stdout);
-	check_userfaultfd(&cs);
+	check_userfaultfd(&cs, pid == 0);
 	check_kernel(&cs);
 	check_permissions(&cs, pid == 0);
 	if (pid)
