@@ -1,0 +1,526 @@
+/*
+ * The process as a whole, and process.json put together.
+ *
+ * DESIGN. pstate_prepare() opens what the freeze will read, so that each
+ * fact costs one pread() there: status and fdinfo are texts that the kernel
+ * makes anew at every read from the start. What cannot change without the
+ * target's doing something that no running server does (its namespaces, its
+ * auxiliary vector, oom_score_adj) is read there and then. The freeze
+ * (pstate_collect()) reads, asks and verifies; nothing is parsed in it but
+ * what the next question depends on. pstate_finish() does the rest.
+ *
+ * process.json. Addresses, masks and flag words are strings "0x...", modes
+ * and open flags strings "0o..."; sizes, counts and nanoseconds are integers.
+ * Bytes that are no UTF-8: KEY holds '?' for them, KEY_hex all of them.
+ * null, or a key that is missing: the kernel did not tell.
+ *
+ *  pid ppid pgid sid		as the snapshotter sees them
+ *  pid_ns sid_ns pgid_ns		[..] outermost namespace first
+ *  comm exe cwd root cmdline[]
+ *  umask			"0o22"
+ *  mm		start_code end_code start_data end_data start_brk brk start_stack
+ *		arg_start arg_end env_start env_end: PR_SET_MM_MAP; brk is rounded up to
+ *		the page; auxv: hex
+ *  maps[]	start end prot "rw-" shared offset dev "fe:00" inode path kind content
+ *		("image": what is absent is zero; "file": as in the file; "none") flags[]
+ *		(VmFlags of proc(5), missing when unknown) page_size
+ *  threads[]	tid tid_ns[] comm sigmask
+ *		sigaltstack {sp size flags} tid_address pdeathsig: null when the thread
+ *		could not be asked
+ *		robust_list {head len}  rseq {addr len sig flags}
+ *		sched {policy flags nice priority [runtime_ns deadline_ns period_ns]
+ *		util_min util_max}  affinity (hex, CPU 0 the lowest bit)  ioprio  timerslack_ns
+ *		pending[] {signo code siginfo(hex)}: sent to this thread, oldest first
+ *		stopped_by: the stop signal, when job control holds it
+ *		interrupted_call {nr how}: "restart": with its arguments; "restart-block":
+ *		a wait of which a part is over
+ *		seccomp 0|1|2
+ *		creds {uid[4] gid[4] groups[] cap_inheritable cap_permitted cap_effective
+ *		cap_bounding cap_ambient no_new_privs}  real, effective, saved, file system
+ *		registers are in threads/TID.notes
+ *  signals	actions[] {signo handler ("default", "ignore", "0x..") flags mask
+ *		restorer}; not listed: default. pending[]: sent to the process
+ *  itimers[]	which real|virtual|prof, value_ns, interval_ns; only those that run
+ *  posix_timers[] id clock signo sigval notify (SIGEV_*) notify_id value_ns interval_ns
+ *  limits[]	resource soft hard (-1: unlimited)
+ *  creds		of the main thread, as above
+ *  personality oom_score_adj coredump_filter dumpable thp_disable child_subreaper
+ *  loginuid namespaces{} cgroup children[]
+ *  files[]	fd type path flags cloexec offset description (equal: one open file
+ *		description) dev inode mode size mtime_ns rdev deleted
+ *		owner {type pid signo}  locks[] {kind mode type pid start [end]}
+ *		pipe|fifo {size queued data(hex)}  eventfd {count semaphore}
+ *		epoll {set[] {fd events data inode}}
+ *		timerfd {clock ticks settime_flags value_ns interval_ns}
+ *		signalfd {mask}  inotify {watches[] {wd inode dev mask handle_type handle}
+ *		queued}  memfd {seals}  pidfd {pid}
+ *		terminal {termios(hex, the kernel's) winsize[] pty locked}
+ *		socket {family type protocol listening connected local peer {raw(hex) text
+ *		path abstract} backlog options{} queued data(hex) peer_inode}
+ *  limits_of_restore[] what detail severity: pstate_limits.c
+ */
+#include "process/pstate.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "common/io.h"
+#include "common/util.h"
+#include "process/pstate_internal.h"
+
+/* ---- before the freeze -------------------------------------------------- */
+
+static int open_dir(const struct pstate *ps, const char *name)
+{
+	return openat(ps->t->procfd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+}
+
+/* A small file without its newline; NULL when it cannot be read. */
+static char *read_word(const struct pstate *ps, const char *name)
+{
+	char *text = NULL;
+	size_t len;
+
+	if (io_read_file_at(ps->t->procfd, name, KIB(64), &text, &len) < 0)
+		return NULL;
+	if (len && text[len - 1] == '\n')
+		text[len - 1] = '\0';
+	return text;
+}
+
+static json_t *read_namespaces(const struct pstate *ps)
+{
+	static const char *const names[] = {"cgroup", "ipc",
+					    "mnt",    "net",
+					    "pid",    "pid_for_children",
+					    "time",   "time_for_children",
+					    "user",   "uts"};
+	json_t *o = json_object();
+
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+		char path[64];
+		cleanup_free char *link = NULL;
+
+		snprintf(path, sizeof(path), "ns/%s", names[i]);
+		if (io_readlink_at(ps->t->procfd, path, &link) == 0)
+			json_set_text(o, names[i], link);
+	}
+	return o;
+}
+
+static void prepare_rest(struct pstate *ps)
+{
+	struct stat st;
+
+	if (io_readlink_at(ps->t->procfd, "exe", &ps->exe) < 0)
+		ps->exe = NULL;
+	if (io_readlink_at(ps->t->procfd, "root", &ps->root) < 0)
+		ps->root = NULL;
+	ps->cgroup = read_word(ps, "cgroup");
+	ps->personality = read_word(ps, "personality");
+	ps->oom_score_adj = read_word(ps, "oom_score_adj");
+	ps->coredump_filter = read_word(ps, "coredump_filter");
+	ps->loginuid = read_word(ps, "loginuid");
+	if (io_read_file_at(ps->t->procfd, "cmdline", MIB(8), &ps->cmdline, &ps->cmdline_len) < 0)
+		ps->cmdline = NULL;
+	if (io_read_file_at(ps->t->procfd, "auxv", KIB(64), &ps->auxv, &ps->auxv_len) < 0)
+		ps->auxv = NULL;
+	ps->namespaces = read_namespaces(ps);
+	ps->proc_uid = fstat(ps->t->procfd, &st) == 0 ? st.st_uid : (uid_t)-1;
+}
+
+/* The arena as large as the last time, and touched: the freeze takes no page
+ * faults of ours. */
+static int renew_arena(struct pstate *ps)
+{
+	size_t room = MAX(ps->arena.len * 2, KIB(256));
+
+	ps->arena.len = 0;
+	return arena_reserve(&ps->arena, room);
+}
+
+int pstate_prepare(struct pstate **ret, const struct target *t, const struct remote_gadgets *g,
+		   struct usnap_err *err)
+{
+	struct pstate *ps = calloc(1, sizeof(*ps));
+
+	if (!ps)
+		return usnap_fail_errno(err, -ENOMEM, "cannot look at process %d", (int)t->pid);
+	ps->t = t;
+	ps->gadgets = *g;
+	ps->task_fd = open_dir(ps, "task");
+	ps->fd_dir = open_dir(ps, "fd");
+	ps->fdinfo_dir = open_dir(ps, "fdinfo");
+	ps->stat_fd = openat(t->procfd, "stat", O_RDONLY | O_CLOEXEC);
+	int r = ps->task_fd < 0 || ps->fd_dir < 0 || ps->fdinfo_dir < 0 || ps->stat_fd < 0 ? -errno
+											   : 0;
+	/* Only with CONFIG_CHECKPOINT_RESTORE. */
+	ps->timers_fd = openat(t->procfd, "timers", O_RDONLY | O_CLOEXEC);
+	if (r == 0)
+		r = threads_prepare(ps);
+	if (r == 0)
+		r = files_prepare(ps);
+	if (r == 0)
+		prepare_rest(ps);
+	if (r == 0)
+		r = renew_arena(ps);
+	if (r < 0) {
+		pstate_free(ps);
+		return usnap_fail_errno(err, r, "cannot look at process %d (%s)", (int)t->pid,
+					t->comm);
+	}
+	*ret = ps;
+	return 0;
+}
+
+/* ---- in the freeze ------------------------------------------------------ */
+
+static void forget_collected(struct pstate *ps)
+{
+	threads_free_collected(ps);
+	signals_free(&ps->signals);
+	ps->signals_known = false;
+	files_free(&ps->files);
+	ps->stat = ps->timers = (struct span){0};
+	ps->arena.len = 0;
+	ps->collected = false;
+}
+
+static void collect_limits(struct pstate *ps)
+{
+	for (unsigned i = 0; i < RLIM_NLIMITS; i++)
+		ps->has_limit[i] =
+			prlimit(ps->t->pid, (__rlimit_resource_t)i, NULL, &ps->limits[i]) == 0;
+}
+
+int pstate_collect(struct pstate *ps, struct tracees *threads, const struct maps *maps,
+		   struct usnap_err *err)
+{
+	forget_collected(ps);
+	ps->maps = maps;
+	if (!threads->n)
+		return usnap_fail(err, -ESRCH, "process %d has ended", (int)ps->t->pid);
+	int r = arena_pread(&ps->arena, ps->stat_fd, &ps->stat);
+	if (r < 0)
+		return usnap_fail_errno(err, r, "cannot read the state of process %d",
+					(int)ps->t->pid);
+	ssize_t n = readlinkat(ps->t->procfd, "cwd", ps->cwd, sizeof(ps->cwd) - 1);
+	ps->cwd[MAX(n, 0)] = '\0';
+	collect_limits(ps);
+	/* Descriptors first: the batches may open none, but they take time. */
+	r = files_collect(ps, err);
+	if (r == 0)
+		r = threads_collect(ps, threads, err);
+	ps->collected = r == 0;
+	return r;
+}
+
+/* ---- afterwards ---------------------------------------------------------- */
+
+/* Field nr of /proc/PID/stat, counted from 1; 3 and up. */
+static uint64_t stat_field(const char *stat, unsigned nr)
+{
+	const char *s = strrchr(stat, ')');
+
+	for (unsigned i = 2; s && i < nr; i++) {
+		s = strchr(s, ' ');
+		if (s)
+			s++;
+	}
+	return s ? strtoull(s, NULL, 10) : 0;
+}
+
+/* The kernel tells where the heap ends by the mapping it names so; page by
+ * page, which malloc() and sbrk() do not mind. */
+static uint64_t find_brk(const struct maps *m, uint64_t start_brk)
+{
+	uint64_t brk = start_brk;
+
+	for (size_t i = 0; i < m->n; i++)
+		if (!strcmp(m->v[i].path, "[heap]"))
+			brk = MAX(brk, m->v[i].end);
+	return brk;
+}
+
+static json_t *mm_json(const struct pstate *ps)
+{
+	static const struct {
+		const char *name;
+		unsigned field; /* proc(5) */
+	} fields[] = {{"start_code", 26}, {"end_code", 27}, {"start_stack", 28},
+		      {"start_data", 45}, {"end_data", 46}, {"start_brk", 47},
+		      {"arg_start", 48},  {"arg_end", 49},  {"env_start", 50},
+		      {"env_end", 51}};
+	const char *stat = span_text(&ps->arena, ps->stat);
+	json_t *o = json_object();
+
+	for (size_t i = 0; i < ARRAY_SIZE(fields); i++)
+		json_object_set_new(o, fields[i].name,
+				    json_address(stat_field(stat, fields[i].field)));
+	json_object_set_new(o, "brk", json_address(find_brk(ps->maps, stat_field(stat, 47))));
+	if (ps->auxv)
+		json_object_set_new(o, "auxv", json_hex(ps->auxv, ps->auxv_len));
+	return o;
+}
+
+static const char *content_of(enum vma_kind kind)
+{
+	switch (kind) {
+	case VMA_FILE:
+	case VMA_FILE_SHARED:
+		return "file";
+	case VMA_SPECIAL:
+	case VMA_DEVICE:
+		return "none";
+	default:
+		return "image";
+	}
+}
+
+static json_t *vma_json(const struct vma *v)
+{
+	json_t *o = json_object();
+	char text[32];
+
+	json_object_set_new(o, "start", json_address(v->start));
+	json_object_set_new(o, "end", json_address(v->end));
+	snprintf(text, sizeof(text), "%c%c%c", v->prot & PROT_READ ? 'r' : '-',
+		 v->prot & PROT_WRITE ? 'w' : '-', v->prot & PROT_EXEC ? 'x' : '-');
+	json_object_set_new(o, "prot", json_string(text));
+	json_object_set_new(o, "shared", json_boolean(v->shared));
+	json_object_set_new(o, "offset", json_integer((json_int_t)v->offset));
+	snprintf(text, sizeof(text), "%02x:%02x", v->dev_major, v->dev_minor);
+	json_object_set_new(o, "dev", json_string(text));
+	json_object_set_new(o, "inode", json_integer((json_int_t)v->inode));
+	json_set_text(o, "path", v->path);
+	json_object_set_new(o, "kind", json_string(vma_kind_name(v->kind)));
+	json_object_set_new(o, "content", json_string(content_of(v->kind)));
+	if (v->has_flags) {
+		json_t *flags = json_array();
+
+		for (unsigned f = 0; f < VMF_NR_FLAGS; f++)
+			if (v->flags >> f & 1)
+				json_array_append_new(flags, json_string(vma_flag_name(f)));
+		json_object_set_new(o, "flags", flags);
+	}
+	json_object_set_new(o, "page_size", json_integer((json_int_t)v->page_size));
+	return o;
+}
+
+static json_t *maps_json(const struct maps *m)
+{
+	json_t *a = json_array();
+
+	for (size_t i = 0; i < m->n; i++)
+		json_array_append_new(a, vma_json(&m->v[i]));
+	return a;
+}
+
+static json_t *rlimit_value(rlim_t v)
+{
+	return json_integer(v == RLIM_INFINITY ? -1 : (json_int_t)v);
+}
+
+static json_t *limits_json(const struct pstate *ps)
+{
+	static const char *const names[RLIM_NLIMITS] = {
+		[RLIMIT_CPU] = "cpu",		[RLIMIT_FSIZE] = "fsize",
+		[RLIMIT_DATA] = "data",		[RLIMIT_STACK] = "stack",
+		[RLIMIT_CORE] = "core",		[RLIMIT_RSS] = "rss",
+		[RLIMIT_NPROC] = "nproc",	[RLIMIT_NOFILE] = "nofile",
+		[RLIMIT_MEMLOCK] = "memlock",	[RLIMIT_AS] = "as",
+		[RLIMIT_LOCKS] = "locks",	[RLIMIT_SIGPENDING] = "sigpending",
+		[RLIMIT_MSGQUEUE] = "msgqueue", [RLIMIT_NICE] = "nice",
+		[RLIMIT_RTPRIO] = "rtprio",	[RLIMIT_RTTIME] = "rttime",
+	};
+	json_t *a = json_array();
+
+	for (unsigned i = 0; i < RLIM_NLIMITS; i++)
+		if (ps->has_limit[i] && names[i])
+			json_array_append_new(
+				a, json_pack("{s:s,s:o,s:o}", "resource", names[i], "soft",
+					     rlimit_value(ps->limits[i].rlim_cur), "hard",
+					     rlimit_value(ps->limits[i].rlim_max)));
+	return a;
+}
+
+static json_t *numbers_json(const char *status, const char *key)
+{
+	json_t *a = json_array();
+	uint64_t v;
+
+	for (unsigned n = 0; text_number(status, key, n, 10, &v); n++)
+		json_array_append_new(a, json_integer((json_int_t)v));
+	return a;
+}
+
+static json_t *cmdline_json(const struct pstate *ps, json_t *root)
+{
+	json_t *a = json_array();
+	bool lossy = false;
+
+	for (size_t i = 0; i < ps->cmdline_len;) {
+		const char *arg = ps->cmdline + i;
+		size_t len = strnlen(arg, ps->cmdline_len - i);
+		json_t *j = json_stringn(arg, len);
+
+		if (!j) {
+			lossy = true;
+			j = json_null();
+		}
+		json_array_append_new(a, j);
+		i += len + 1;
+	}
+	if (lossy)
+		json_object_set_new(root, "cmdline_hex", json_hex(ps->cmdline, ps->cmdline_len));
+	return a;
+}
+
+static json_t *children_json(const struct pstate *ps)
+{
+	json_t *a = json_array();
+
+	for (const char *s = ps->children; s && *s;) {
+		char *end;
+		long pid = strtol(s, &end, 10);
+
+		if (end == s)
+			break;
+		json_array_append_new(a, json_integer(pid));
+		s = end + strspn(end, " \n");
+	}
+	return a;
+}
+
+static void identity_json(const struct pstate *ps, json_t *root, const char *status)
+{
+	const char *stat = span_text(&ps->arena, ps->stat);
+	uint64_t v;
+
+	json_object_set_new(root, "pid", json_integer(ps->t->pid));
+	json_object_set_new(root, "ppid", json_integer((json_int_t)stat_field(stat, 4)));
+	json_object_set_new(root, "pgid", json_integer((json_int_t)stat_field(stat, 5)));
+	json_object_set_new(root, "sid", json_integer((json_int_t)stat_field(stat, 6)));
+	json_object_set_new(root, "pid_ns", numbers_json(status, "NStgid"));
+	json_object_set_new(root, "pgid_ns", numbers_json(status, "NSpgid"));
+	json_object_set_new(root, "sid_ns", numbers_json(status, "NSsid"));
+	json_set_text(root, "comm", ps->t->comm);
+	json_set_text(root, "exe", ps->exe);
+	json_object_set_new(root, "cmdline", cmdline_json(ps, root));
+	json_set_text(root, "cwd", ps->cwd[0] ? ps->cwd : NULL);
+	json_set_text(root, "root", ps->root);
+	if (text_number(status, "Umask", 0, 8, &v))
+		json_object_set_new(root, "umask", json_sprintf("0o%llo", (unsigned long long)v));
+}
+
+/* The owner of /proc/PID is the process's own user when it may be dumped,
+ * root otherwise: for root's processes nothing can be seen from outside. */
+static json_t *dumpable_json(const struct pstate *ps, const char *status)
+{
+	uint64_t euid = 0;
+
+	if (!text_number(status, "Uid", 1, 10, &euid) || euid == 0)
+		return json_null();
+	return json_boolean(ps->proc_uid == (uid_t)euid);
+}
+
+static void attributes_json(const struct pstate *ps, json_t *root, const char *status)
+{
+	uint64_t v;
+
+	json_object_set_new(root, "limits", limits_json(ps));
+	json_object_set_new(root, "creds", creds_json(status));
+	json_object_set_new(root, "personality",
+			    ps->personality ? json_address(strtoull(ps->personality, NULL, 16))
+					    : json_null());
+	json_object_set_new(root, "oom_score_adj",
+			    ps->oom_score_adj ? json_integer(atoi(ps->oom_score_adj))
+					      : json_null());
+	json_object_set_new(root, "coredump_filter",
+			    ps->coredump_filter
+				    ? json_address(strtoull(ps->coredump_filter, NULL, 16))
+				    : json_null());
+	if (ps->loginuid)
+		json_object_set_new(root, "loginuid",
+				    json_integer((json_int_t)strtoull(ps->loginuid, NULL, 10)));
+	json_object_set_new(root, "dumpable", dumpable_json(ps, status));
+	/* Also false where the kernel has no huge pages; a restore then has nothing to forbid. */
+	if (text_number(status, "THP_enabled", 0, 10, &v))
+		json_object_set_new(root, "thp_disable", json_boolean(!v));
+	json_object_set(root, "namespaces", ps->namespaces);
+	json_set_text(root, "cgroup", ps->cgroup);
+	json_object_set_new(root, "children", children_json(ps));
+}
+
+int pstate_finish(struct pstate *ps, json_t **ret, struct usnap_err *err)
+{
+	json_t *root = json_object();
+
+	if (!ps->collected || !root) {
+		json_decref(root);
+		return usnap_fail(err, -EINVAL, "cannot describe process %d: nothing was collected",
+				  (int)ps->t->pid);
+	}
+	const char *status = span_text(&ps->arena, ps->threads[0].status);
+	for (size_t i = 0; i < ps->nr_threads; i++)
+		if (ps->threads[i].tid == ps->t->pid)
+			status = span_text(&ps->arena, ps->threads[i].status);
+
+	identity_json(ps, root, status);
+	json_object_set_new(root, "mm", mm_json(ps));
+	json_object_set_new(root, "maps", maps_json(ps->maps));
+	json_object_set_new(root, "threads", threads_json(ps));
+	signals_json(ps, root);
+	attributes_json(ps, root, status);
+	json_object_set_new(root, "files", files_json(ps));
+	json_object_set_new(root, "limits_of_restore", limits_of_restore_json(ps));
+	*ret = root;
+	return 0;
+}
+
+size_t pstate_nr_threads(const struct pstate *ps)
+{
+	return ps->nr_threads;
+}
+
+int pstate_notes(struct pstate *ps, size_t i, pid_t *ret_tid, const void **ret, size_t *ret_len)
+{
+	if (i >= ps->nr_threads)
+		return -EINVAL;
+	struct thread_state *th = &ps->threads[i];
+	int r = th->notes ? 0 : notes_build(ps, th);
+	if (r < 0)
+		return r;
+	*ret_tid = th->tid;
+	*ret = th->notes;
+	*ret_len = th->notes_len;
+	return 0;
+}
+
+void pstate_free(struct pstate *ps)
+{
+	if (!ps)
+		return;
+	int fds[] = {ps->task_fd, ps->fd_dir, ps->fdinfo_dir, ps->stat_fd, ps->timers_fd};
+	char *texts[] = {ps->exe,	  ps->root,	     ps->cgroup,
+			 ps->personality, ps->oom_score_adj, ps->coredump_filter,
+			 ps->cmdline,	  ps->auxv,	     ps->loginuid,
+			 ps->children};
+
+	forget_collected(ps);
+	for (size_t i = 0; i < ARRAY_SIZE(fds); i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+	for (size_t i = 0; i < ARRAY_SIZE(texts); i++)
+		free(texts[i]);
+	threads_free_prepared(ps);
+	files_free(&ps->prepared);
+	free(ps->diag);
+	json_decref(ps->namespaces);
+	free(ps->arena.p);
+	free(ps);
+}

@@ -1,0 +1,492 @@
+/*
+ * What is particular to each kind of descriptor.
+ *
+ * A duplicate of a descriptor of the target exists for moments of the freeze
+ * only: outside it would delay a close, and an epoll set would go on to
+ * report a file that its owner has given up.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <linux/memfd.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/sysmacros.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include "common/compat.h"
+#include "common/util.h"
+#include "process/pstate_internal.h"
+
+/* /proc/sys/fs/pipe-max-size is 1 MiB unless root has raised it. */
+#define PIPE_DATA_MAX MIB(1)
+
+static const char *const kind_names[] = {
+	[FD_REGULAR] = "file",	  [FD_DIRECTORY] = "dir",     [FD_PIPE] = "pipe",
+	[FD_FIFO] = "fifo",	  [FD_CHAR] = "chr",	      [FD_BLOCK] = "blk",
+	[FD_SOCKET] = "socket",	  [FD_MEMFD] = "memfd",	      [FD_EVENTFD] = "eventfd",
+	[FD_EPOLL] = "epoll",	  [FD_TIMERFD] = "timerfd",   [FD_SIGNALFD] = "signalfd",
+	[FD_INOTIFY] = "inotify", [FD_FANOTIFY] = "fanotify", [FD_PIDFD] = "pidfd",
+	[FD_UFFD] = "uffd",	  [FD_IO_URING] = "io_uring", [FD_BPF] = "bpf",
+	[FD_PERF] = "perf",	  [FD_KVM] = "kvm",	      [FD_NAMESPACE] = "namespace",
+	[FD_OTHER] = "other",
+};
+
+const char *fd_kind_name(enum fd_kind kind)
+{
+	return (size_t)kind < ARRAY_SIZE(kind_names) ? kind_names[kind] : "other";
+}
+
+static bool has_prefix(const char *s, const char *prefix)
+{
+	return !strncmp(s, prefix, strlen(prefix));
+}
+
+static enum fd_kind classify_anonymous(const char *name)
+{
+	static const struct {
+		const char *prefix;
+		enum fd_kind kind;
+	} known[] = {
+		{"[eventfd]", FD_EVENTFD},
+		{"[eventpoll]", FD_EPOLL},
+		{"[timerfd]", FD_TIMERFD},
+		{"[signalfd]", FD_SIGNALFD},
+		{"inotify", FD_INOTIFY},
+		{"[fanotify]", FD_FANOTIFY},
+		{"[pidfd]", FD_PIDFD},
+		{"[userfaultfd]", FD_UFFD},
+		{"[io_uring]", FD_IO_URING},
+		{"bpf", FD_BPF},
+		{"[perf_event]", FD_PERF},
+		{"kvm", FD_KVM},
+		{"[kvm", FD_KVM},
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(known); i++)
+		if (has_prefix(name, known[i].prefix))
+			return known[i].kind;
+	return FD_OTHER;
+}
+
+enum fd_kind fd_classify(const char *link, const struct stat *st)
+{
+	if (has_prefix(link, "anon_inode:"))
+		return classify_anonymous(link + 11);
+	/* pidfs (Linux 6.9) and nsfs */
+	if (has_prefix(link, "pidfd:"))
+		return FD_PIDFD;
+	if (!st)
+		return FD_OTHER;
+	switch (st->st_mode & S_IFMT) {
+	case S_IFDIR:
+		return FD_DIRECTORY;
+	case S_IFIFO:
+		return has_prefix(link, "pipe:[") ? FD_PIPE : FD_FIFO;
+	case S_IFCHR:
+		return FD_CHAR;
+	case S_IFBLK:
+		return FD_BLOCK;
+	case S_IFSOCK:
+		return has_prefix(link, "socket:[") ? FD_SOCKET : FD_OTHER;
+	case S_IFREG:
+		if (has_prefix(link, "/memfd:") && st->st_nlink == 0)
+			return FD_MEMFD;
+		if (link[0] != '/' && strstr(link, ":["))
+			return FD_NAMESPACE;
+		return link[0] == '/' ? FD_REGULAR : FD_OTHER;
+	}
+	return FD_OTHER;
+}
+
+bool fd_is_deleted(const struct fd_state *f)
+{
+	static const char suffix[] = " (deleted)";
+	size_t len = strlen(f->link);
+
+	return f->has_stat &&
+	       (f->kind == FD_REGULAR || f->kind == FD_DIRECTORY || f->kind == FD_FIFO) &&
+	       (f->st.st_nlink == 0 || (len > sizeof(suffix) - 1 &&
+					!strcmp(f->link + len - (sizeof(suffix) - 1), suffix)));
+}
+
+/* ---- in the freeze ------------------------------------------------------- */
+
+/* tee(2) leaves the content where it is and costs no copy; what it brought is
+ * read out of our own pipe when the target runs again. */
+static void collect_pipe(struct fd_state *f, int fd)
+{
+	int ends[2];
+
+	f->pipe_size = fcntl(fd, F_GETPIPE_SZ);
+	if (ioctl(fd, FIONREAD, &f->pipe_queued) < 0)
+		f->pipe_queued = -1;
+	if (f->pipe_queued <= 0 || (f->flags & O_ACCMODE) == O_WRONLY ||
+	    pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0)
+		return;
+	fcntl(ends[1], F_SETPIPE_SZ, f->pipe_size);
+	tee(fd, ends[1], PIPE_DATA_MAX, SPLICE_F_NONBLOCK);
+	close(ends[1]);
+	f->pipe_copy = ends[0];
+}
+
+static bool is_terminal_number(dev_t rdev)
+{
+	unsigned m = major(rdev);
+
+	return (m >= 136 && m <= 143) || m == 4 || (m == 5 && minor(rdev) != 3);
+}
+
+/* The kernel's struct termios, which glibc's is not. */
+static void collect_terminal(struct fd_state *f, int fd)
+{
+	unsigned char termios[64] = {0};
+	struct winsize ws;
+
+	/* TCGETS of the libc header is the kernel's number, and ioctl() no wrapper. */
+	f->has_termios = ioctl(fd, TCGETS, termios) == 0;
+	memcpy(f->termios, termios, sizeof(f->termios));
+	f->has_winsize = ioctl(fd, TIOCGWINSZ, &ws) == 0;
+	if (f->has_winsize)
+		memcpy(f->winsize, &ws, sizeof(f->winsize));
+	f->has_pty = ioctl(fd, TIOCGPTN, &f->pty_number) == 0;
+	if (f->has_pty && ioctl(fd, TIOCGPTLCK, &f->pty_locked) < 0)
+		f->pty_locked = 0;
+}
+
+static void collect_owner(struct fd_state *f, int fd)
+{
+	struct f_owner_ex owner;
+
+	if (fcntl(fd, F_GETOWN_EX, &owner) < 0)
+		return;
+	f->has_owner = true;
+	f->owner_type = owner.type;
+	f->owner_pid = owner.pid;
+	f->owner_sig = fcntl(fd, F_GETSIG);
+}
+
+static bool needs_duplicate(const struct fd_state *f)
+{
+	if (f->flags & O_PATH)
+		return false;
+	if (f->flags & O_ASYNC)
+		return true;
+	switch (f->kind) {
+	case FD_PIPE:
+	case FD_FIFO:
+		return f->first;
+	case FD_SOCKET:
+		return socket_needs_query(f);
+	case FD_CHAR:
+		return f->has_stat && is_terminal_number(f->st.st_rdev);
+	case FD_MEMFD:
+	case FD_INOTIFY:
+		return true;
+	default:
+		return false;
+	}
+}
+
+void fd_collect_kind(struct pstate *ps, struct fd_state *f)
+{
+	if (!needs_duplicate(f))
+		return;
+	cleanup_fd int fd = (int)syscall(SYS_pidfd_getfd, ps->t->pidfd, f->fd, 0);
+	if (fd < 0)
+		return;
+	if (f->flags & O_ASYNC)
+		collect_owner(f, fd);
+	switch (f->kind) {
+	case FD_PIPE:
+	case FD_FIFO:
+		collect_pipe(f, fd);
+		break;
+	case FD_SOCKET:
+		if (socket_needs_query(f))
+			socket_query(f, fd);
+		break;
+	case FD_CHAR:
+		collect_terminal(f, fd);
+		break;
+	case FD_MEMFD:
+		f->seals = fcntl(fd, F_GET_SEALS);
+		f->has_seals = f->seals >= 0;
+		break;
+	case FD_INOTIFY:
+		if (ioctl(fd, FIONREAD, &f->pipe_queued) < 0)
+			f->pipe_queued = -1;
+		break;
+	default:
+		break;
+	}
+}
+
+/* ---- afterwards ---------------------------------------------------------- */
+
+static json_t *pipe_json(struct fd_state *f)
+{
+	json_t *o = json_object();
+
+	if (f->pipe_size >= 0)
+		json_object_set_new(o, "size", json_integer(f->pipe_size));
+	if (f->pipe_queued >= 0)
+		json_object_set_new(o, "queued", json_integer(f->pipe_queued));
+	if (f->pipe_copy < 0)
+		return o;
+	if (!f->data) {
+		size_t want = MIN((size_t)f->pipe_queued, PIPE_DATA_MAX);
+
+		f->data = malloc(MAX(want, (size_t)1));
+		while (f->data && f->data_len < want) {
+			ssize_t n = read(f->pipe_copy, f->data + f->data_len, want - f->data_len);
+			if (n <= 0)
+				break;
+			f->data_len += (size_t)n;
+		}
+	}
+	json_object_set_new(o, "data", json_hex(f->data, f->data_len));
+	return o;
+}
+
+/* The kernel prints a timespec as "(seconds, nanoseconds)". */
+static json_t *timespec_json(const char *text, const char *key)
+{
+	const char *s = text_line(text, key);
+	long long sec, nsec;
+
+	if (!s || sscanf(s, "(%lld, %lld)", &sec, &nsec) != 2)
+		return json_null();
+	return json_integer(sec * 1000000000 + nsec);
+}
+
+static void set_number(json_t *o, const char *name, const char *text, const char *key, int base)
+{
+	uint64_t v;
+
+	if (text_number(text, key, 0, base, &v))
+		json_object_set_new(o, name, json_integer((json_int_t)v));
+}
+
+/* "flags" occurs twice in a timerfd's text: the file's and, as "settime
+ * flags", the timer's. */
+static json_t *timerfd_json(const char *text)
+{
+	json_t *o = json_object();
+
+	set_number(o, "clock", text, "clockid", 10);
+	set_number(o, "ticks", text, "ticks", 10);
+	set_number(o, "settime_flags", text, "settime flags", 8);
+	json_object_set_new(o, "value_ns", timespec_json(text, "it_value"));
+	json_object_set_new(o, "interval_ns", timespec_json(text, "it_interval"));
+	return o;
+}
+
+static json_t *eventfd_json(const char *text)
+{
+	json_t *o = json_object();
+	uint64_t v;
+
+	if (text_number(text, "eventfd-count", 0, 16, &v))
+		json_object_set_new(o, "count", json_address(v));
+	set_number(o, "semaphore", text, "eventfd-semaphore", 10);
+	return o;
+}
+
+/* "tfd:        5 events:       19 data:                5  pos:0 ino:3b sdev:8" */
+static json_t *epoll_json(const char *text)
+{
+	json_t *a = json_array();
+
+	for (const char *s = text; s && *s;) {
+		int tfd;
+		unsigned events;
+		unsigned long long data, ino = 0;
+		long long pos;
+
+		if (sscanf(s, "tfd: %d events: %x data: %llx pos:%lli ino:%llx", &tfd, &events,
+			   &data, &pos, &ino) >= 3)
+			json_array_append_new(a, json_pack("{s:i,s:o,s:o,s:I}", "fd", tfd, "events",
+							   json_address(events), "data",
+							   json_address(data), "inode",
+							   (json_int_t)ino));
+		s = strchr(s, '\n');
+		if (s)
+			s++;
+	}
+	return json_pack("{s:o}", "set", a);
+}
+
+/* "inotify wd:1 ino:2f sdev:fe00000 mask:2 ignored_mask:0 fhandle-bytes:8
+ * fhandle-type:1 f_handle:2f00000000000000" */
+static json_t *inotify_json(const struct fd_state *f, const char *text)
+{
+	json_t *a = json_array(), *o;
+
+	for (const char *s = text; s && *s;) {
+		int wd;
+		unsigned long long ino;
+		unsigned sdev, mask, type;
+		char handle[257] = "";
+
+		if (sscanf(s, "inotify wd:%x ino:%llx sdev:%x mask:%x", (unsigned *)&wd, &ino,
+			   &sdev, &mask) == 4) {
+			/* dev_t inside the kernel: 12 bits and 20 bits */
+			char dev[32];
+			const char *h = strstr(s, "fhandle-type:"), *eol = strchr(s, '\n');
+
+			snprintf(dev, sizeof(dev), "%02x:%02x", sdev >> 20, sdev & 0xfffff);
+			o = json_pack("{s:i,s:I,s:s,s:o}", "wd", wd, "inode", (json_int_t)ino,
+				      "dev", dev, "mask", json_address(mask));
+			if (h && (!eol || h < eol) &&
+			    sscanf(h, "fhandle-type:%x f_handle:%256[0-9a-f]", &type, handle) ==
+				    2) {
+				json_object_set_new(o, "handle_type", json_integer(type));
+				json_object_set_new(o, "handle", json_string(handle));
+			}
+			json_array_append_new(a, o);
+		}
+		s = strchr(s, '\n');
+		if (s)
+			s++;
+	}
+	o = json_pack("{s:o}", "watches", a);
+	if (f->pipe_queued >= 0)
+		json_object_set_new(o, "queued", json_integer(f->pipe_queued));
+	return o;
+}
+
+static json_t *terminal_json(const struct fd_state *f)
+{
+	json_t *o = json_pack("{s:o}", "termios", json_hex(f->termios, sizeof(f->termios)));
+
+	if (f->has_winsize)
+		json_object_set_new(o, "winsize",
+				    json_pack("[i,i,i,i]", f->winsize[0], f->winsize[1],
+					      f->winsize[2], f->winsize[3]));
+	if (f->has_pty) {
+		json_object_set_new(o, "pty", json_integer(f->pty_number));
+		json_object_set_new(o, "locked", json_boolean(f->pty_locked));
+	}
+	return o;
+}
+
+/* "lock:	1: FLOCK  ADVISORY  WRITE 123 fe:00:247134 0 EOF" */
+static json_t *locks_json(const char *text)
+{
+	json_t *a = NULL;
+
+	for (const char *s = text; s && *s;) {
+		char kind[16], mode[16], type[16], end[24];
+		int pid;
+		long long from;
+
+		if (sscanf(s, "lock: %*d: %15s %15s %15s %d %*s %lld %23s", kind, mode, type, &pid,
+			   &from, end) == 6) {
+			json_t *o = json_pack("{s:s,s:s,s:s,s:i,s:I}", "kind", kind, "mode", mode,
+					      "type", type, "pid", pid, "start", (json_int_t)from);
+
+			if (strcmp(end, "EOF") != 0)
+				json_object_set_new(o, "end", json_integer(strtoll(end, NULL, 10)));
+			if (!a)
+				a = json_array();
+			json_array_append_new(a, o);
+		}
+		s = strchr(s, '\n');
+		if (s)
+			s++;
+	}
+	return a;
+}
+
+static json_t *kind_json(struct fd_state *f, const char *text)
+{
+	json_t *o;
+	uint64_t v;
+
+	switch (f->kind) {
+	case FD_PIPE:
+	case FD_FIFO:
+		return pipe_json(f);
+	case FD_EVENTFD:
+		return eventfd_json(text);
+	case FD_EPOLL:
+		return epoll_json(text);
+	case FD_TIMERFD:
+		return timerfd_json(text);
+	case FD_SIGNALFD:
+		o = json_object();
+		if (text_number(text, "sigmask", 0, 16, &v))
+			json_object_set_new(o, "mask", json_address(v));
+		return o;
+	case FD_INOTIFY:
+		return inotify_json(f, text);
+	case FD_PIDFD:
+		o = json_object();
+		set_number(o, "pid", text, "Pid", 10);
+		return o;
+	case FD_MEMFD:
+		o = json_object();
+		if (f->has_seals)
+			json_object_set_new(o, "seals", json_integer(f->seals));
+		return o;
+	case FD_SOCKET:
+		return socket_json(f);
+	case FD_CHAR:
+		return f->has_termios || f->has_pty ? terminal_json(f) : NULL;
+	default:
+		return NULL;
+	}
+}
+
+static void stat_json(const struct fd_state *f, json_t *o)
+{
+	char dev[32];
+
+	snprintf(dev, sizeof(dev), "%02x:%02x", major(f->st.st_dev), minor(f->st.st_dev));
+	json_object_set_new(o, "dev", json_string(dev));
+	json_object_set_new(o, "inode", json_integer((json_int_t)f->st.st_ino));
+	json_object_set_new(o, "mode", json_sprintf("0o%o", f->st.st_mode));
+	if (f->kind == FD_REGULAR || f->kind == FD_MEMFD) {
+		json_object_set_new(o, "size", json_integer(f->st.st_size));
+		json_object_set_new(
+			o, "mtime_ns",
+			json_integer(f->st.st_mtim.tv_sec * 1000000000ll + f->st.st_mtim.tv_nsec));
+	}
+	if (f->kind == FD_CHAR || f->kind == FD_BLOCK) {
+		snprintf(dev, sizeof(dev), "%u:%u", major(f->st.st_rdev), minor(f->st.st_rdev));
+		json_object_set_new(o, "rdev", json_string(dev));
+	}
+	if (fd_is_deleted(f))
+		json_object_set_new(o, "deleted", json_true());
+}
+
+json_t *fd_json(struct pstate *ps, struct fd_state *f)
+{
+	const char *text = span_text(&ps->arena, f->info);
+	json_t *o = json_pack("{s:i,s:s}", "fd", f->fd, "type", fd_kind_name(f->kind)), *more;
+
+	json_set_text(o, "path", f->link);
+	json_object_set_new(
+		o, "flags",
+		json_sprintf("0o%llo", (unsigned long long)(f->flags & ~(uint64_t)O_CLOEXEC)));
+	json_object_set_new(o, "cloexec", json_boolean(f->flags & O_CLOEXEC));
+	set_number(o, "offset", text, "pos", 10);
+	json_object_set_new(o, "description", json_integer(f->description));
+	if (f->has_stat)
+		stat_json(f, o);
+	if (f->has_owner)
+		json_object_set_new(o, "owner",
+				    json_pack("{s:i,s:i,s:i}", "type", f->owner_type, "pid",
+					      f->owner_pid, "signo", f->owner_sig));
+	more = locks_json(text);
+	if (more)
+		json_object_set_new(o, "locks", more);
+	more = kind_json(f, text);
+	if (more)
+		json_object_set_new(o, f->kind == FD_CHAR ? "terminal" : fd_kind_name(f->kind),
+				    more);
+	return o;
+}

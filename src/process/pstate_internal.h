@@ -1,0 +1,327 @@
+/*
+ * What the files of pstate share. Nothing outside src/process/pstate*.c
+ * includes this.
+ *
+ * Texts of /proc are kept as they are read, in one arena, and named by
+ * offset: the arena may move while it grows. Each collect starts it anew.
+ */
+#ifndef USNAP_PROCESS_PSTATE_INTERNAL_H
+#define USNAP_PROCESS_PSTATE_INTERNAL_H
+
+#include <jansson.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/user.h>
+
+#include "process/pstate.h"
+
+struct arena {
+	char *p;
+	size_t len, room;
+};
+
+/* A text in the arena, NUL-terminated. len 0: not read. */
+struct span {
+	size_t at, len;
+};
+
+/* ---- threads ----------------------------------------------------------- */
+
+/* struct sched_attr as of Linux 5.3 (include/uapi/linux/sched/types.h);
+ * glibc before 2.41 has none. */
+struct sched_raw {
+	uint32_t size, policy;
+	uint64_t flags;
+	int32_t nice;
+	uint32_t priority;
+	uint64_t runtime, deadline, period;
+	uint32_t util_min, util_max;
+};
+
+/* struct ptrace_rseq_configuration (Linux 5.13). */
+struct rseq_raw {
+	uint64_t addr;
+	uint32_t size, sig, flags, pad;
+};
+
+/* What rt_sigaction(2) writes. */
+struct action_raw {
+	uint64_t handler, flags, restorer, mask;
+};
+
+struct siginfo_list {
+	siginfo_t *v;
+	size_t n;
+};
+
+/* What is asked of a thread before the freeze: descriptors stay open so that
+ * one pread() each does in it. */
+struct thread_prep {
+	pid_t tid;
+	int status_fd;
+	uint64_t timerslack_ns;
+	bool has_timerslack;
+};
+
+struct thread_state {
+	pid_t tid;
+	struct user_regs_struct regs;
+	int sig; /* taken out of the queue by the stop */
+	siginfo_t siginfo;
+	int group_stop;
+	unsigned char *xstate; /* as PTRACE_GETREGSET gave it */
+	size_t xstate_len;
+	uint64_t sigmask;
+	struct siginfo_list pending;
+	bool has_rseq, has_robust, has_sched, has_affinity, has_ioprio;
+	struct rseq_raw rseq;
+	uint64_t robust_head, robust_len;
+	struct sched_raw sched;
+	cpu_set_t affinity;
+	int ioprio;
+	bool has_altstack, has_tid_address, has_pdeathsig; /* from the batch */
+	uint64_t altstack_sp, altstack_size;
+	uint32_t altstack_flags;
+	uint64_t tid_address;
+	int pdeathsig;
+	struct span status;
+	unsigned char *notes;
+	size_t notes_len;
+};
+
+/* ---- the process ------------------------------------------------------- */
+
+struct itimer_raw {
+	int64_t interval_s, interval_us, value_s, value_us;
+};
+
+struct posix_timer {
+	int id, signo, notify, clock;
+	int target; /* thread or process that is told; as /proc/PID/timers says */
+	uint64_t sigval;
+	bool has_time;
+	int64_t interval_s, interval_ns, value_s, value_ns;
+};
+
+struct signal_state {
+	uint64_t caught, ignored; /* bit n - 1: signal n */
+	struct {
+		bool known;
+		struct action_raw raw;
+	} actions[64];
+	struct siginfo_list pending; /* shared by all threads */
+	struct {
+		bool known;
+		struct itimer_raw raw;
+	} itimers[3];
+	struct posix_timer *timers;
+	size_t nr_timers;
+	bool has_subreaper;
+	int subreaper;
+};
+
+/* ---- descriptors ------------------------------------------------------- */
+
+enum fd_kind {
+	FD_REGULAR,
+	FD_DIRECTORY,
+	FD_PIPE,
+	FD_FIFO,
+	FD_CHAR,
+	FD_BLOCK,
+	FD_SOCKET,
+	FD_MEMFD,
+	FD_EVENTFD,
+	FD_EPOLL,
+	FD_TIMERFD,
+	FD_SIGNALFD,
+	FD_INOTIFY,
+	FD_FANOTIFY,
+	FD_PIDFD,
+	FD_UFFD,
+	FD_IO_URING,
+	FD_BPF,
+	FD_PERF,
+	FD_KVM,
+	FD_NAMESPACE,
+	FD_OTHER,
+};
+
+enum {
+	SOCK_NR_OPTIONS = 32
+};
+
+/* A socket that was asked, in the freeze. */
+struct sock_state {
+	int domain, type, protocol, listening;
+	bool has_local, has_peer;
+	struct sockaddr_storage local, peer;
+	socklen_t local_len, peer_len;
+	uint64_t has_option; /* bits by index into the table in pstate_sockets.c */
+	int options[SOCK_NR_OPTIONS];
+	struct {
+		int onoff, linger;
+	} linger;
+	int64_t rcvtimeo[2], sndtimeo[2]; /* seconds, microseconds */
+	char device[16], congestion[16];
+	int backlog; /* -1: not known */
+	int queued; /* bytes to be read, -1: not known */
+	bool has_rights; /* descriptors travel in the queue */
+	unsigned char *data;
+	size_t data_len;
+};
+
+/* A socket as the kernel's list of sockets has it, before the freeze. */
+struct sock_diag {
+	uint64_t inode, peer_inode; /* peer: AF_UNIX */
+	int family, type, protocol, state;
+	uint32_t rqueue, wqueue;
+	uint16_t sport, dport; /* host order */
+	uint8_t src[16], dst[16];
+};
+
+struct fd_state {
+	int fd;
+	enum fd_kind kind;
+	char *link;
+	bool has_stat, fresh; /* fresh: not known before the freeze */
+	struct stat st;
+	int info_fd; /* fdinfo held open, or -1 */
+	struct span info; /* fdinfo at T0; len 0: closed by then */
+	uint64_t ino, mnt_id, flags; /* of info */
+	unsigned rank; /* order by kcmp(2) when last looked */
+	uint64_t hash; /* of info but for close-on-exec */
+	unsigned description;
+	bool first; /* of its description */
+	const struct sock_diag *diag;
+	bool pair_inside; /* a unix socket whose peer the target holds too */
+	struct sock_state *sock;
+	int pipe_size, pipe_queued; /* -1: not asked */
+	int pipe_copy; /* our pipe that tee(2) filled, or -1 */
+	unsigned char *data; /* of a pipe, read from pipe_copy */
+	size_t data_len;
+	bool has_seals, has_termios, has_winsize, has_pty, has_owner;
+	int seals, pty_number, pty_locked, owner_type, owner_pid, owner_sig;
+	unsigned char termios[36]; /* struct termios of the kernel */
+	uint16_t winsize[4];
+};
+
+struct fd_table {
+	struct fd_state *v;
+	size_t n, room;
+	bool has_kcmp;
+};
+
+/* ---- all of it --------------------------------------------------------- */
+
+struct pstate {
+	const struct target *t;
+	struct remote_gadgets gadgets;
+	const struct maps *maps; /* of the last collect */
+
+	/* prepared */
+	int task_fd, fd_dir, fdinfo_dir, stat_fd, timers_fd;
+	struct thread_prep *preps; /* ascending by tid */
+	size_t nr_preps;
+	char *exe, *root, *cgroup, *personality, *oom_score_adj, *coredump_filter, *cmdline, *auxv;
+	char *loginuid;
+	size_t cmdline_len, auxv_len;
+	char *children; /* PIDs, blank-separated */
+	json_t *namespaces;
+	uid_t proc_uid;
+	struct fd_table prepared;
+	struct sock_diag *diag;
+	size_t nr_diag;
+
+	/* collected */
+	struct arena arena;
+	struct thread_state *threads;
+	size_t nr_threads;
+	struct span stat, timers;
+	char cwd[4096 + 16];
+	struct rlimit limits[RLIM_NLIMITS];
+	bool has_limit[RLIM_NLIMITS];
+	struct signal_state signals;
+	bool signals_known;
+	struct fd_table files;
+	bool collected;
+};
+
+/* pstate_text.c: texts of /proc, and values as process.json writes them. */
+int arena_reserve(struct arena *a, size_t bytes);
+int arena_pread(struct arena *a, int fd, struct span *ret);
+int arena_read_at(struct arena *a, int dirfd, const char *name, struct span *ret);
+const char *span_text(const struct arena *a, struct span s);
+/* The rest of the line that starts with "key:", behind blanks; NULL: none. */
+const char *text_line(const char *text, const char *key);
+/* The nth number (from 0) of such a line. */
+bool text_number(const char *text, const char *key, unsigned nth, int base, uint64_t *ret);
+json_t *json_address(uint64_t v);
+json_t *json_hex(const void *p, size_t len);
+/* Sets key to a string of any bytes: where they are no UTF-8, lossily, and
+ * KEY_hex to the bytes. NULL: null. */
+void json_set_text(json_t *o, const char *key, const char *s);
+void json_set_textn(json_t *o, const char *key, const char *s, size_t len);
+
+/* pstate_threads.c */
+int threads_prepare(struct pstate *ps);
+int threads_collect(struct pstate *ps, struct tracees *ts, struct usnap_err *err);
+json_t *threads_json(const struct pstate *ps);
+json_t *creds_json(const char *status);
+void threads_free_collected(struct pstate *ps);
+void threads_free_prepared(struct pstate *ps);
+
+/* pstate_notes.c */
+int notes_build(struct pstate *ps, struct thread_state *th);
+
+/* pstate_signals.c */
+void signals_peek(pid_t tid, bool shared, struct siginfo_list *ret);
+/* Adds what is asked for the whole process to a batch, and takes it out of it
+ * again. With more timers than one batch holds, says so and is called again. */
+struct signal_calls {
+	int action[64], itimer[3], subreaper; /* offsets of data, or -1 */
+	size_t timer_from, timer_to;
+	int timer[64];
+};
+int signals_begin(struct pstate *ps, struct usnap_err *err);
+void signals_add(struct pstate *ps, struct remote_batch *b, struct signal_calls *calls,
+		 size_t timer_from);
+void signals_take(struct pstate *ps, const struct remote_batch *b,
+		  const struct signal_calls *calls);
+json_t *siginfo_list_json(const struct siginfo_list *l);
+json_t *siginfo_json(const siginfo_t *si);
+void signals_json(const struct pstate *ps, json_t *root);
+void signals_free(struct signal_state *s);
+
+/* pstate_files.c, pstate_fdkinds.c */
+int files_prepare(struct pstate *ps);
+int files_collect(struct pstate *ps, struct usnap_err *err);
+json_t *files_json(struct pstate *ps);
+void files_free(struct fd_table *t);
+void fd_collect_kind(struct pstate *ps, struct fd_state *f);
+json_t *fd_json(struct pstate *ps, struct fd_state *f);
+const char *fd_kind_name(enum fd_kind kind);
+enum fd_kind fd_classify(const char *link, const struct stat *st);
+bool fd_is_deleted(const struct fd_state *f);
+void fd_free(struct fd_state *f);
+
+/* pstate_sockets.c, pstate_sockdiag.c */
+int sockets_prepare(struct pstate *ps);
+const struct sock_diag *sockets_find(const struct pstate *ps, uint64_t inode);
+/* Whether a socket must be asked in the freeze. */
+bool socket_needs_query(const struct fd_state *f);
+void socket_query(struct fd_state *f, int own_fd);
+json_t *socket_json(const struct fd_state *f);
+/* "TCP 127.0.0.1:80 -> 127.0.0.1:5000"; connected: to somebody outside. */
+void socket_describe(const struct fd_state *f, char *buf, size_t room, bool *ret_connected);
+
+/* pstate_limits.c */
+json_t *limits_of_restore_json(const struct pstate *ps);
+
+#endif

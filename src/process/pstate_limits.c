@@ -1,0 +1,222 @@
+/*
+ * What a restart could not bring back, by name: {"what", "detail",
+ * "severity"}. "note": it comes back changed, as said; "refuse": a restore
+ * refuses unless told to ignore it; "consistency": the image itself may hold
+ * bytes newer than T0, because a device can write past the protection.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/sysmacros.h>
+
+#include "common/util.h"
+#include "process/pstate_internal.h"
+
+__attribute__((format(printf, 4, 5))) static void add(json_t *list, const char *what,
+						      const char *severity, const char *fmt, ...)
+{
+	char *text = NULL;
+	va_list ap;
+
+	va_start(ap, fmt);
+	int n = vasprintf(&text, fmt, ap);
+	va_end(ap);
+	if (n < 0)
+		return;
+	json_t *o = json_pack("{s:s,s:s}", "what", what, "severity", severity);
+	json_set_text(o, "detail", text);
+	json_array_append_new(list, o);
+	free(text);
+}
+
+static bool is_harmless_device(dev_t rdev)
+{
+	static const unsigned mem[] = {3, 5, 7, 8, 9}; /* null zero full random urandom */
+	unsigned m = major(rdev);
+
+	if (m == 1)
+		for (size_t i = 0; i < ARRAY_SIZE(mem); i++)
+			if (minor(rdev) == mem[i])
+				return true;
+	return m == 4 || m == 5 || (m >= 136 && m <= 143); /* terminals */
+}
+
+static bool pipe_has_other_end(const struct pstate *ps, const struct fd_state *f)
+{
+	if ((f->flags & O_ACCMODE) == O_RDWR)
+		return true;
+	for (size_t i = 0; i < ps->files.n; i++) {
+		const struct fd_state *g = &ps->files.v[i];
+
+		if (g->kind == f->kind && g->ino == f->ino && g != f &&
+		    (g->flags & O_ACCMODE) != (f->flags & O_ACCMODE))
+			return true;
+	}
+	return false;
+}
+
+static void limit_socket(json_t *l, const struct fd_state *f)
+{
+	char text[320];
+	bool connected;
+
+	socket_describe(f, text, sizeof(text), &connected);
+	if (connected)
+		add(l, "connected-socket", "note", "fd %d: %s; will come back closed by the peer",
+		    f->fd, text);
+	else if (f->sock && f->sock->has_rights)
+		add(l, "descriptors-in-flight", "refuse",
+		    "fd %d: descriptors sent to the socket and not received yet", f->fd);
+	else if (f->sock && f->sock->queued > 0 && !f->sock->data_len)
+		add(l, "socket-queue", "note", "fd %d: %s; %d bytes that wait in it are lost",
+		    f->fd, text, f->sock->queued);
+	else if (f->sock && f->sock->domain != AF_UNIX && f->sock->domain != AF_INET &&
+		 f->sock->domain != AF_INET6 && f->sock->domain != AF_NETLINK)
+		add(l, "socket-family", "refuse", "fd %d: socket of family %d", f->fd,
+		    f->sock->domain);
+	else if (!f->sock && !f->diag)
+		add(l, "socket-unknown", "refuse", "fd %d: %s could not be looked at", f->fd,
+		    f->link);
+}
+
+static void limit_file(const struct pstate *ps, json_t *l, const struct fd_state *f)
+{
+	static const struct {
+		enum fd_kind kind;
+		const char *what, *detail;
+	} refused[] = {
+		{FD_IO_URING, "io_uring",
+		 "an io_uring: its rings and requests belong to the kernel"},
+		{FD_BPF, "bpf", "an eBPF object"},
+		{FD_PERF, "perf-event", "a performance counter"},
+		{FD_KVM, "kvm", "a virtual machine"},
+		{FD_UFFD, "userfaultfd", "a userfaultfd"},
+		{FD_FANOTIFY, "fanotify", "a fanotify group"},
+		{FD_BLOCK, "block-device", "a block device held open"},
+		{FD_OTHER, "unknown-descriptor", "of a kind that is not known"},
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(refused); i++)
+		if (f->kind == refused[i].kind)
+			add(l, refused[i].what, "refuse", "fd %d: %s (%s)", f->fd,
+			    refused[i].detail, f->link);
+	if (f->kind == FD_CHAR && f->has_stat && !is_harmless_device(f->st.st_rdev) &&
+	    !(f->flags & O_PATH))
+		add(l, "device", "refuse", "fd %d: %s: what the device knows of it is lost", f->fd,
+		    f->link);
+	if (f->kind == FD_PIDFD)
+		add(l, "pidfd", "refuse", "fd %d: refers to a process", f->fd);
+	if (f->kind == FD_NAMESPACE)
+		add(l, "namespace", "note", "fd %d: %s", f->fd, f->link);
+	if (f->kind == FD_SOCKET)
+		limit_socket(l, f);
+	if ((f->kind == FD_REGULAR || f->kind == FD_MEMFD) && f->has_stat &&
+	    (f->kind == FD_MEMFD || fd_is_deleted(f)) && f->st.st_size)
+		add(l, f->kind == FD_MEMFD ? "memfd-content" : "deleted-file", "refuse",
+		    "fd %d: %s, %lld bytes: the image holds what of it is mapped, and no more",
+		    f->fd, f->link, (long long)f->st.st_size);
+	if (f->kind == FD_PIPE && !pipe_has_other_end(ps, f))
+		add(l, "pipe-outside", "note",
+		    "fd %d: the other end of %s is held by somebody else", f->fd, f->link);
+	if (f->kind == FD_INOTIFY && f->pipe_queued > 0)
+		add(l, "inotify-queue", "note", "fd %d: %d bytes of events that wait are lost",
+		    f->fd, f->pipe_queued);
+	if (f->kind == FD_REGULAR && f->flags & O_DIRECT)
+		add(l, "direct-io", "consistency",
+		    "fd %d: %s is open with O_DIRECT: a read underway at T0 may write past the "
+		    "protection",
+		    f->fd, f->link);
+	if (f->kind == FD_IO_URING)
+		add(l, "io_uring-buffers", "consistency",
+		    "fd %d: fixed buffers of an io_uring are written past the protection", f->fd);
+	if (f->kind == FD_CHAR && strstr(f->link, "/infiniband/"))
+		add(l, "rdma", "consistency", "fd %d: RDMA writes past the protection", f->fd);
+}
+
+static void limit_maps(const struct pstate *ps, json_t *l)
+{
+	for (size_t i = 0; i < ps->maps->n; i++) {
+		const struct vma *v = &ps->maps->v[i];
+		unsigned long long at = v->start;
+
+		if (!strncmp(v->path, "/[aio]", 6))
+			add(l, "aio", "refuse", "0x%llx: a ring of asynchronous I/O (io_setup)",
+			    at);
+		else if (!strncmp(v->path, "/secretmem", 10))
+			add(l, "secret-memory", "refuse",
+			    "0x%llx: memory that nobody else can read", at);
+		else if (v->kind == VMA_DEVICE && strncmp(v->path, "anon_inode:", 11) != 0)
+			add(l, "device-memory", "refuse", "0x%llx: %s", at,
+			    v->path[0] ? v->path : "memory of a device");
+		if (v->flags >> VMF_SS & 1)
+			add(l, "shadow-stack", "refuse", "0x%llx: a shadow stack", at);
+		if (!strncmp(v->path, "/SYSV", 5) && v->shared && v->dev_major == 0)
+			add(l, "sysv-shm", "note",
+			    "0x%llx: %s: its content comes back, its key and its other users do "
+			    "not",
+			    at, v->path);
+	}
+}
+
+static void limit_threads(const struct pstate *ps, json_t *l)
+{
+	size_t unknown = 0, filtered = 0;
+	pid_t first = 0;
+
+	for (size_t i = 0; i < ps->nr_threads; i++) {
+		const struct thread_state *th = &ps->threads[i];
+		uint64_t v = 0;
+
+		if (!th->has_altstack && !unknown++)
+			first = th->tid;
+		text_number(span_text(&ps->arena, th->status), "Seccomp", 0, 10, &v);
+		filtered += v == 2;
+		if (v == 1)
+			add(l, "seccomp-strict", "refuse", "thread %d: strict seccomp mode",
+			    (int)th->tid);
+		const char *features =
+			text_line(span_text(&ps->arena, th->status), "x86_Thread_features");
+		if (features && !strncmp(features, "shstk", 5))
+			add(l, "shadow-stack", "refuse", "thread %d: uses a shadow stack",
+			    (int)th->tid);
+	}
+	if (filtered)
+		add(l, "seccomp-filter", "refuse", "%zu threads run under a seccomp filter",
+		    filtered);
+	if (unknown)
+		add(l, "thread-details", "refuse",
+		    "%zu threads (the first is %d) could not be asked for their alternate signal "
+		    "stack",
+		    unknown, (int)first);
+	if (!ps->signals_known)
+		add(l, "signal-actions", "refuse",
+		    "no thread could be asked for signal actions and "
+		    "timers");
+}
+
+static void limit_process(const struct pstate *ps, json_t *l)
+{
+	if (ps->children && strspn(ps->children, " ") != strlen(ps->children))
+		add(l, "children", "refuse", "it has children: %s", ps->children);
+	if (!ps->files.has_kcmp)
+		add(l, "shared-offsets", "note",
+		    "the kernel has no kcmp: descriptors that share an "
+		    "offset cannot be told");
+}
+
+/* SysV semaphore adjustments, POSIX message queues and the like leave no
+ * trace in /proc; those that map or hold something do. */
+json_t *limits_of_restore_json(const struct pstate *ps)
+{
+	json_t *l = json_array();
+
+	limit_process(ps, l);
+	limit_threads(ps, l);
+	limit_maps(ps, l);
+	for (size_t i = 0; i < ps->files.n; i++)
+		limit_file(ps, l, &ps->files.v[i]);
+	return l;
+}

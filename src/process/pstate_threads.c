@@ -1,0 +1,494 @@
+/*
+ * What belongs to one thread. The remote batches run here, one per thread;
+ * the first also asks what concerns the whole process.
+ */
+#include <dirent.h>
+#include <elf.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "common/io.h"
+#include "common/util.h"
+#include "process/pstate_internal.h"
+
+#ifndef PTRACE_GET_RSEQ_CONFIGURATION
+#define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
+#endif
+#ifndef PTRACE_O_SUSPEND_SECCOMP
+#define PTRACE_O_SUSPEND_SECCOMP (1 << 21)
+#endif
+#ifndef PR_GET_TID_ADDRESS
+#define PR_GET_TID_ADDRESS 40
+#endif
+
+#define IOPRIO_WHO_PROCESS 1
+/* AVX-512 and AMX together take 11 KiB; ptrace says how much it gave. */
+#define XSTATE_MAX KIB(16)
+/* Of the descriptors that may be open, those that other things need. */
+#define STATUS_FDS_MAX 256
+
+/* ---- before the freeze -------------------------------------------------- */
+
+static int compare_tid(const void *a, const void *b)
+{
+	pid_t x = *(const pid_t *)a, y = *(const pid_t *)b;
+
+	return (x > y) - (x < y);
+}
+
+static void prepare_thread(struct pstate *ps, pid_t tid, struct thread_prep *p)
+{
+	char path[64];
+	cleanup_free char *text = NULL;
+
+	*p = (struct thread_prep){.tid = tid, .status_fd = -1};
+	snprintf(path, sizeof(path), "%d/status", (int)tid);
+	if (ps->nr_preps < STATUS_FDS_MAX)
+		p->status_fd = openat(ps->task_fd, path, O_RDONLY | O_CLOEXEC);
+
+	/* Not under task/: /proc/TID answers though it is not listed. */
+	snprintf(path, sizeof(path), "/proc/%d/timerslack_ns", (int)tid);
+	if (io_read_file_at(AT_FDCWD, path, 64, &text, NULL) == 0) {
+		p->timerslack_ns = strtoull(text, NULL, 10);
+		p->has_timerslack = true;
+	}
+}
+
+/* The children a thread has forked, appended to ps->children. */
+static int prepare_children(struct pstate *ps, pid_t tid)
+{
+	char path[64];
+	cleanup_free char *text = NULL;
+
+	snprintf(path, sizeof(path), "%d/children", (int)tid);
+	if (io_read_file_at(ps->task_fd, path, MIB(4), &text, NULL) < 0 || !text[0])
+		return 0;
+	char *all = NULL;
+	if (asprintf(&all, "%s%s", ps->children ? ps->children : "", text) < 0)
+		return -ENOMEM;
+	free(ps->children);
+	ps->children = all;
+	return 0;
+}
+
+int threads_prepare(struct pstate *ps)
+{
+	int fd = openat(ps->task_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	cleanup_dir DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
+	size_t room = 0;
+
+	if (!dir) {
+		int r = -errno;
+
+		if (fd >= 0)
+			close(fd);
+		return r;
+	}
+	for (const struct dirent *e; (e = readdir(dir));) {
+		pid_t tid = (pid_t)strtol(e->d_name, NULL, 10);
+
+		if (tid <= 0)
+			continue;
+		if (ps->nr_preps == room) {
+			room = room ? room * 2 : 16;
+			struct thread_prep *bigger = realloc(ps->preps, room * sizeof(*bigger));
+			if (!bigger)
+				return -ENOMEM;
+			ps->preps = bigger;
+		}
+		prepare_thread(ps, tid, &ps->preps[ps->nr_preps]);
+		ps->nr_preps++;
+		int r = prepare_children(ps, tid);
+		if (r < 0)
+			return r;
+	}
+	qsort(ps->preps, ps->nr_preps, sizeof(*ps->preps), compare_tid); /* tid comes first */
+	return 0;
+}
+
+static const struct thread_prep *find_prep(const struct pstate *ps, pid_t tid)
+{
+	if (!ps->nr_preps)
+		return NULL;
+	return bsearch(&tid, ps->preps, ps->nr_preps, sizeof(*ps->preps), compare_tid);
+}
+
+/* ---- in the freeze ------------------------------------------------------ */
+
+static int collect_status(struct pstate *ps, struct thread_state *th)
+{
+	const struct thread_prep *p = find_prep(ps, th->tid);
+	char path[64];
+
+	if (p && p->status_fd >= 0)
+		return arena_pread(&ps->arena, p->status_fd, &th->status);
+	snprintf(path, sizeof(path), "%d/status", (int)th->tid);
+	return arena_read_at(&ps->arena, ps->task_fd, path, &th->status);
+}
+
+static int collect_xstate(struct thread_state *th)
+{
+	static const size_t fpregs = sizeof(struct user_fpregs_struct);
+	struct iovec iov = {.iov_len = XSTATE_MAX};
+
+	if (!th->xstate)
+		th->xstate = malloc(XSTATE_MAX);
+	if (!th->xstate)
+		return -ENOMEM;
+	iov.iov_base = th->xstate;
+	/* A machine without XSAVE has the fxsave area only; it begins alike. */
+	if (ptrace(PTRACE_GETREGSET, th->tid, (void *)NT_X86_XSTATE, &iov) < 0) {
+		iov.iov_len = fpregs;
+		if (ptrace(PTRACE_GETREGSET, th->tid, (void *)NT_PRFPREG, &iov) < 0)
+			return -errno;
+	}
+	th->xstate_len = iov.iov_len;
+	return 0;
+}
+
+static void collect_scheduling(struct thread_state *th)
+{
+	void *head = NULL;
+	size_t len = 0;
+
+	th->has_sched = syscall(SYS_sched_getattr, th->tid, &th->sched, sizeof(th->sched), 0) == 0;
+	th->has_affinity = sched_getaffinity(th->tid, sizeof(th->affinity), &th->affinity) == 0;
+	th->ioprio = (int)syscall(SYS_ioprio_get, IOPRIO_WHO_PROCESS, th->tid);
+	th->has_ioprio = th->ioprio >= 0;
+	th->has_robust = syscall(SYS_get_robust_list, th->tid, &head, &len) == 0;
+	th->robust_head = (uintptr_t)head;
+	th->robust_len = len;
+}
+
+static int collect_thread(struct pstate *ps, const struct tracee *t, struct thread_state *th)
+{
+	th->tid = t->tid;
+	th->sig = t->sig;
+	th->siginfo = t->siginfo;
+	th->group_stop = t->group_stop;
+	int r = collect_xstate(th);
+	if (r < 0)
+		return r;
+	if (ptrace(PTRACE_GETSIGMASK, t->tid, (void *)sizeof(th->sigmask), &th->sigmask) < 0)
+		return -errno;
+	signals_peek(t->tid, false, &th->pending);
+	th->has_rseq = ptrace(PTRACE_GET_RSEQ_CONFIGURATION, t->tid, (void *)sizeof(th->rseq),
+			      &th->rseq) == (long)sizeof(th->rseq);
+	collect_scheduling(th);
+	return collect_status(ps, th);
+}
+
+/* What only the thread itself can ask. Offsets of the answers. */
+struct own_calls {
+	int altstack, tid_address, pdeathsig;
+};
+
+static void own_add(struct remote_batch *b, struct own_calls *c)
+{
+	c->altstack = remote_batch_data(b, NULL, sizeof(stack_t));
+	c->tid_address = remote_batch_data(b, NULL, 8);
+	c->pdeathsig = remote_batch_data(b, NULL, 4);
+	remote_batch_call(b, SYS_sigaltstack, 1u << 1, 0, (uint64_t)c->altstack, 0, 0, 0);
+	remote_batch_call(b, SYS_prctl, 1u << 1, PR_GET_TID_ADDRESS, (uint64_t)c->tid_address, 0, 0,
+			  0);
+	remote_batch_call(b, SYS_prctl, 1u << 1, PR_GET_PDEATHSIG, (uint64_t)c->pdeathsig, 0, 0, 0);
+}
+
+static void own_take(const struct remote_batch *b, const struct own_calls *c,
+		     struct thread_state *th)
+{
+	stack_t ss;
+
+	th->has_altstack = !remote_batch_untouched(b, (unsigned)c->altstack, sizeof(ss));
+	memcpy(&ss, b->data + c->altstack, sizeof(ss));
+	th->altstack_sp = (uintptr_t)ss.ss_sp;
+	th->altstack_size = ss.ss_size;
+	th->altstack_flags = (uint32_t)ss.ss_flags;
+	th->has_tid_address = !remote_batch_untouched(b, (unsigned)c->tid_address, 8);
+	memcpy(&th->tid_address, b->data + c->tid_address, 8);
+	th->has_pdeathsig = !remote_batch_untouched(b, (unsigned)c->pdeathsig, 4);
+	memcpy(&th->pdeathsig, b->data + c->pdeathsig, 4);
+}
+
+/* Runs a batch where it does no harm. 1: not run, and why does not matter
+ * to the target; what it would have told stays unknown. */
+static int run_batch(struct pstate *ps, struct tracee *t, const struct thread_state *th,
+		     struct remote_batch *b, struct usnap_err *err)
+{
+	uint64_t seccomp = 0;
+
+	/* A filter could answer a call it does not know by killing the process.
+	 * Suspending filters takes CAP_SYS_ADMIN and CONFIG_CHECKPOINT_RESTORE. */
+	text_number(span_text(&ps->arena, th->status), "Seccomp", 0, 10, &seccomp);
+	if (seccomp &&
+	    ptrace(PTRACE_SETOPTIONS, t->tid, NULL, (void *)PTRACE_O_SUSPEND_SECCOMP) < 0)
+		return 1;
+	struct usnap_err why = {0};
+	int r = remote_run(t, ps->t, &ps->gadgets, b, &why);
+	if (seccomp && r != -ESRCH)
+		ptrace(PTRACE_SETOPTIONS, t->tid, NULL, NULL);
+	if (r == -ESRCH)
+		return usnap_fail(err, r, "%s", why.text);
+	return r < 0 ? 1 : 0;
+}
+
+static int run_batches(struct pstate *ps, struct tracee *t, struct thread_state *th,
+		       struct remote_batch *b, struct usnap_err *err)
+{
+	struct own_calls own;
+	struct signal_calls calls;
+	bool with_process = !ps->signals_known;
+
+	remote_batch_init(b);
+	own_add(b, &own);
+	if (with_process)
+		signals_add(ps, b, &calls, 0);
+	int r = run_batch(ps, t, th, b, err);
+	if (r)
+		return MIN(r, 0);
+	own_take(b, &own, th);
+	if (!with_process)
+		return 0;
+	signals_take(ps, b, &calls);
+	ps->signals_known = true;
+	while (calls.timer_to < ps->signals.nr_timers) {
+		remote_batch_init(b);
+		signals_add(ps, b, &calls, calls.timer_to);
+		r = run_batch(ps, t, th, b, err);
+		if (r)
+			return MIN(r, 0);
+		signals_take(ps, b, &calls);
+	}
+	return 0;
+}
+
+int threads_collect(struct pstate *ps, struct tracees *ts, struct usnap_err *err)
+{
+	cleanup_free struct remote_batch *b = malloc(sizeof(*b));
+
+	ps->threads = calloc(MAX(ts->n, (size_t)1), sizeof(*ps->threads));
+	if (!ps->threads || !b)
+		return usnap_fail_errno(err, -ENOMEM, "cannot collect the threads");
+	for (size_t i = 0; i < ts->n; i++) {
+		struct thread_state *th = &ps->threads[i];
+
+		int r = collect_thread(ps, &ts->t[i], th);
+		ps->nr_threads = i + 1;
+		if (r < 0)
+			return usnap_fail_errno(err, r, "cannot read the state of thread %d",
+						(int)ts->t[i].tid);
+	}
+	int r = signals_begin(ps, err);
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < ts->n; i++) {
+		r = run_batches(ps, &ts->t[i], &ps->threads[i], b, err);
+		if (r < 0)
+			return r;
+		/* Only now: a restartable sequence that was underway has been
+		 * aborted, as the kernel does when it gives the CPU away. */
+		ps->threads[i].regs = ts->t[i].regs;
+	}
+	return 0;
+}
+
+/* ---- afterwards ---------------------------------------------------------- */
+
+static json_t *sched_json(const struct thread_state *th)
+{
+	static const char *const names[] = {"other", "fifo", "rr",	 "batch",
+					    NULL,    "idle", "deadline", "ext"};
+	const struct sched_raw *s = &th->sched;
+	json_t *o = json_object();
+
+	if (s->policy < ARRAY_SIZE(names) && names[s->policy])
+		json_object_set_new(o, "policy", json_string(names[s->policy]));
+	else
+		json_object_set_new(o, "policy", json_integer(s->policy));
+	json_object_set_new(o, "flags", json_address(s->flags));
+	json_object_set_new(o, "nice", json_integer(s->nice));
+	json_object_set_new(o, "priority", json_integer(s->priority));
+	if (s->policy == 6) {
+		json_object_set_new(o, "runtime_ns", json_integer((json_int_t)s->runtime));
+		json_object_set_new(o, "deadline_ns", json_integer((json_int_t)s->deadline));
+		json_object_set_new(o, "period_ns", json_integer((json_int_t)s->period));
+	}
+	if (s->size >= sizeof(*s)) {
+		json_object_set_new(o, "util_min", json_integer(s->util_min));
+		json_object_set_new(o, "util_max", json_integer(s->util_max));
+	}
+	return o;
+}
+
+/* Bytes of the mask, CPU 0 the lowest bit of the first; no trailing zeros. */
+static json_t *affinity_json(const cpu_set_t *set)
+{
+	const unsigned char *p = (const unsigned char *)set;
+	size_t len = sizeof(*set);
+
+	while (len > 1 && !p[len - 1])
+		len--;
+	return json_hex(p, len);
+}
+
+/* Five sets of capabilities, four of each ID: as /proc/PID/status has them. */
+json_t *creds_json(const char *status)
+{
+	static const char *const caps[][2] = {{"CapInh", "cap_inheritable"},
+					      {"CapPrm", "cap_permitted"},
+					      {"CapEff", "cap_effective"},
+					      {"CapBnd", "cap_bounding"},
+					      {"CapAmb", "cap_ambient"}};
+	static const char *const ids[][2] = {{"Uid", "uid"}, {"Gid", "gid"}, {"Groups", "groups"}};
+	json_t *o = json_object();
+	uint64_t v;
+
+	for (size_t i = 0; i < ARRAY_SIZE(ids); i++) {
+		json_t *a = json_array();
+
+		for (unsigned n = 0; text_number(status, ids[i][0], n, 10, &v); n++)
+			json_array_append_new(a, json_integer((json_int_t)v));
+		json_object_set_new(o, ids[i][1], a);
+	}
+	for (size_t i = 0; i < ARRAY_SIZE(caps); i++)
+		if (text_number(status, caps[i][0], 0, 16, &v))
+			json_object_set_new(o, caps[i][1], json_address(v));
+	if (text_number(status, "NoNewPrivs", 0, 10, &v))
+		json_object_set_new(o, "no_new_privs", json_boolean(v));
+	return o;
+}
+
+/* "Name:" with the kernel's escapes undone. */
+static void name_json(json_t *o, const char *status)
+{
+	char name[64];
+	size_t n = 0;
+	const char *s = text_line(status, "Name");
+
+	for (; s && *s && *s != '\n' && n < sizeof(name) - 1; s++) {
+		if (s[0] == '\\' && s[1] == 'n') {
+			name[n++] = '\n';
+			s++;
+		} else if (s[0] == '\\' && s[1] == '\\') {
+			name[n++] = '\\';
+			s++;
+		} else {
+			name[n++] = *s;
+		}
+	}
+	json_set_textn(o, "comm", name, n);
+}
+
+/* A call that the stop has interrupted: whether and how the kernel would have
+ * started it again (include/linux/errno.h). */
+static json_t *interrupted_json(const struct user_regs_struct *regs)
+{
+	static const char *const how[] = {[0] = "restart", /* ERESTARTSYS */
+					  [1] = "restart", /* ERESTARTNOINTR */
+					  [2] = "restart", /* ERESTARTNOHAND */
+					  [4] = "restart-block"}; /* ERESTART_RESTARTBLOCK */
+	int64_t result = (int64_t)regs->rax;
+
+	if ((int64_t)regs->orig_rax < 0 || result > -512 || result < -516 || !how[-512 - result])
+		return NULL;
+	return json_pack("{s:I,s:s}", "nr", (json_int_t)regs->orig_rax, "how", how[-512 - result]);
+}
+
+static void batch_json(const struct thread_state *th, json_t *o)
+{
+	if (th->has_altstack)
+		json_object_set_new(o, "sigaltstack",
+				    json_pack("{s:o,s:I,s:i}", "sp", json_address(th->altstack_sp),
+					      "size", (json_int_t)th->altstack_size, "flags",
+					      (int)th->altstack_flags));
+	else
+		json_object_set_new(o, "sigaltstack", json_null());
+	json_object_set_new(o, "tid_address",
+			    th->has_tid_address ? json_address(th->tid_address) : json_null());
+	json_object_set_new(o, "pdeathsig",
+			    th->has_pdeathsig ? json_integer(th->pdeathsig) : json_null());
+}
+
+static json_t *thread_json(const struct pstate *ps, const struct thread_state *th)
+{
+	const char *status = span_text(&ps->arena, th->status);
+	const struct thread_prep *prep = find_prep(ps, th->tid);
+	json_t *o = json_pack("{s:i}", "tid", (int)th->tid), *a, *pending;
+	uint64_t v;
+
+	name_json(o, status);
+	a = json_array();
+	for (unsigned n = 0; text_number(status, "NSpid", n, 10, &v); n++)
+		json_array_append_new(a, json_integer((json_int_t)v));
+	json_object_set_new(o, "tid_ns", a);
+	json_object_set_new(o, "sigmask", json_address(th->sigmask));
+	batch_json(th, o);
+	if (th->has_robust)
+		json_object_set_new(o, "robust_list",
+				    json_pack("{s:o,s:I}", "head", json_address(th->robust_head),
+					      "len", (json_int_t)th->robust_len));
+	if (th->has_rseq && th->rseq.addr)
+		json_object_set_new(
+			o, "rseq",
+			json_pack("{s:o,s:I,s:o,s:I}", "addr", json_address(th->rseq.addr), "len",
+				  (json_int_t)th->rseq.size, "sig", json_address(th->rseq.sig),
+				  "flags", (json_int_t)th->rseq.flags));
+	if (th->has_sched)
+		json_object_set_new(o, "sched", sched_json(th));
+	if (th->has_affinity)
+		json_object_set_new(o, "affinity", affinity_json(&th->affinity));
+	if (th->has_ioprio)
+		json_object_set_new(o, "ioprio", json_integer(th->ioprio));
+	if (prep && prep->has_timerslack)
+		json_object_set_new(o, "timerslack_ns",
+				    json_integer((json_int_t)prep->timerslack_ns));
+	pending = siginfo_list_json(&th->pending);
+	if (th->sig)
+		json_array_insert_new(pending, 0, siginfo_json(&th->siginfo));
+	json_object_set_new(o, "pending", pending);
+	if (th->group_stop)
+		json_object_set_new(o, "stopped_by", json_integer(th->group_stop));
+	json_t *interrupted = interrupted_json(&th->regs);
+	if (interrupted)
+		json_object_set_new(o, "interrupted_call", interrupted);
+	if (text_number(status, "Seccomp", 0, 10, &v))
+		json_object_set_new(o, "seccomp", json_integer((json_int_t)v));
+	json_object_set_new(o, "creds", creds_json(status));
+	return o;
+}
+
+json_t *threads_json(const struct pstate *ps)
+{
+	json_t *a = json_array();
+
+	for (size_t i = 0; i < ps->nr_threads; i++)
+		json_array_append_new(a, thread_json(ps, &ps->threads[i]));
+	return a;
+}
+
+void threads_free_collected(struct pstate *ps)
+{
+	for (size_t i = 0; i < ps->nr_threads; i++) {
+		free(ps->threads[i].xstate);
+		free(ps->threads[i].pending.v);
+		free(ps->threads[i].notes);
+	}
+	free(ps->threads);
+	ps->threads = NULL;
+	ps->nr_threads = 0;
+}
+
+void threads_free_prepared(struct pstate *ps)
+{
+	for (size_t i = 0; i < ps->nr_preps; i++)
+		if (ps->preps[i].status_fd >= 0)
+			close(ps->preps[i].status_fd);
+	free(ps->preps);
+}
