@@ -81,7 +81,7 @@ static int connect_to(const char *path)
 /* "+OK\r\n" or "+PONG\r\n". */
 static int read_answer(int fd)
 {
-	char buf[256];
+	char buf[256] = "";
 	size_t len = 0;
 
 	while (len < 2 || memcmp(buf + len - 2, "\r\n", 2) != 0) {
