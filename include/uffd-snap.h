@@ -180,8 +180,8 @@ struct usnap_verify_options {
 
 /* Reads every byte of the file: every frame is decoded, every page and member
  * compared with its hash, every reference followed. Returns 0 when the image
- * is sound, -EBADMSG when there was a finding. A file that cannot be opened
- * as an image is not sound either: usnap_image_open() says so. */
+ * is sound, -EBADMSG when there was a finding. After usnap_image_open() has
+ * failed with -EBADMSG, the reason is the one finding. */
 USNAP_API int usnap_image_verify(struct usnap_image *img,
 				 const struct usnap_verify_options *options);
 

@@ -63,7 +63,8 @@ struct usnap_image {
 	char *name;
 	uint64_t size;
 	struct usnap_err err;
-	uint64_t err_offset;
+	uint64_t err_offset; /* with -EBADMSG */
+	char err_what[192]; /* the damage without file and offset */
 
 	/* commit.json */
 	char id[FORMAT_HASH_HEX + 1];

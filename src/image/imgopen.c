@@ -24,16 +24,16 @@ void img_begin(struct usnap_image *img)
 
 int img_damaged(struct usnap_image *img, uint64_t offset, const char *fmt, ...)
 {
-	char what[256];
 	va_list ap;
 
+	if (img->err.code)
+		return -EBADMSG;
 	va_start(ap, fmt);
-	vsnprintf(what, sizeof(what), fmt, ap);
+	vsnprintf(img->err_what, sizeof(img->err_what), fmt, ap);
 	va_end(ap);
-	if (!img->err.code)
-		img->err_offset = offset;
+	img->err_offset = offset;
 	return usnap_fail(&img->err, -EBADMSG, "cannot read '%s': offset %" PRIu64 ": %s",
-			  img->name, offset, what);
+			  img->name, offset, img->err_what);
 }
 
 int img_failed(struct usnap_image *img, int code, const char *what)

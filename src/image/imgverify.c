@@ -74,19 +74,12 @@ static void add_finding(struct verify *v, uint64_t offset, const char *fmt, ...)
  * then, and the failure otherwise. */
 static int settle(struct verify *v, int r)
 {
-	struct usnap_image *img = v->img;
-	const char *text = img->err.text, *after;
-	char offset[40];
-
 	if (r >= 0)
 		return 0;
 	if (r != -EBADMSG)
 		return r;
-	/* Only what follows the offset: the caller has name and offset already. */
-	snprintf(offset, sizeof(offset), ": offset %" PRIu64 ": ", img->err_offset);
-	after = strstr(text, offset);
-	add_finding(v, img->err_offset, "%s", after ? after + strlen(offset) : text);
-	img_begin(img);
+	add_finding(v, v->img->err_offset, "%s", v->img->err_what);
+	img_begin(v->img);
 	return 0;
 }
 
@@ -350,11 +343,17 @@ int usnap_image_verify(struct usnap_image *img, const struct usnap_verify_option
 {
 	struct usnap_verify_options o;
 	struct verify v = {.img = img, .lock = PTHREAD_MUTEX_INITIALIZER};
-	int r = img_require_open(img);
+	int r;
 
-	if (r < 0)
-		return r;
 	img_copy_out(&o, sizeof(o), options, MIN(options->size, sizeof(o)));
+	/* Not even opened, for the damage that is remembered. */
+	if (!img->info.page_size && img->err.code == -EBADMSG) {
+		if (o.finding)
+			o.finding(o.ctx, img->err_offset, img->err_what);
+		return -EBADMSG;
+	}
+	if ((r = img_require_open(img)) < 0)
+		return r;
 	v.findings = calloc(MAX_FINDINGS, sizeof(*v.findings));
 	r = v.findings ? run(&v, &o) : -ENOMEM;
 	if (r < 0) {

@@ -22,12 +22,15 @@ struct output {
 
 static int open_stdout(struct output *o, struct usnap_err *err)
 {
+	int flags;
+
 	if (isatty(STDOUT_FILENO)) {
 		usnap_fail(err, -EINVAL, "cannot write an image to a terminal");
 		return usnap_hint(err, "redirect standard output, or name a file with -o FILE");
 	}
-	if (fcntl(STDOUT_FILENO, F_GETFD) < 0)
-		return usnap_fail_errno(err, -errno, "cannot write to standard output");
+	flags = fcntl(STDOUT_FILENO, F_GETFL);
+	if (flags < 0 || (flags & O_ACCMODE) == O_RDONLY)
+		return usnap_fail(err, -EBADF, "cannot write to standard output: it is closed");
 	o->fd = STDOUT_FILENO;
 	o->borrowed = o->stream = true;
 	return 0;

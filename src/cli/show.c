@@ -1,0 +1,74 @@
+#include "cli/show.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/msg.h"
+#include "common/util.h"
+
+void show_text(const char *text)
+{
+	const unsigned char *s = (const unsigned char *)text;
+
+	for (; s && *s; s++) {
+		/* C1 controls are 0xc2 0x80 ... 0x9f in UTF-8. */
+		if (*s < 0x20 || *s == 0x7f || (*s == 0xc2 && s[1] >= 0x80 && s[1] <= 0x9f))
+			printf("\\x%02x", *s);
+		else
+			putchar(*s);
+	}
+}
+
+const char *show_size(char buf[24], uint64_t bytes)
+{
+	static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+	double v = (double)bytes;
+	size_t u = 0;
+
+	while (v >= 1024 && u + 1 < ARRAY_SIZE(units)) {
+		v /= 1024;
+		u++;
+	}
+	snprintf(buf, 24, u ? "%.1f %s" : "%.0f %s", v, units[u]);
+	return buf;
+}
+
+int show_json(json_t *j)
+{
+	char *text = j ? json_dumps(j, JSON_INDENT(2)) : NULL;
+
+	json_decref(j);
+	if (!text) {
+		msg_error("cannot print the result: out of memory");
+		return EXIT_FAILED;
+	}
+	puts(text);
+	free(text);
+	return EXIT_DONE;
+}
+
+bool show_parse_number(const char *text, uint64_t *ret)
+{
+	bool hex = text[0] == '0' && (text[1] == 'x' || text[1] == 'X');
+	const char *digits = hex ? text + 2 : text;
+	char *end;
+
+	/* strtoull(3) alone would take signs, spaces and a leading 0 as octal. */
+	if (strspn(digits, hex ? "0123456789abcdefABCDEF" : "0123456789") != strlen(digits) ||
+	    !*digits)
+		return false;
+	errno = 0;
+	*ret = strtoull(digits, &end, hex ? 16 : 10);
+	return errno == 0;
+}
+
+int show_image_failure(const struct usnap_image *img, int code)
+{
+	struct usnap_err err = {.code = code};
+
+	snprintf(err.text, sizeof(err.text), "%s", usnap_image_error(img));
+	snprintf(err.hint, sizeof(err.hint), "%s", usnap_image_hint(img));
+	return msg_failure(&err);
+}
