@@ -33,7 +33,7 @@ _uffd_snap() {
 	if [[ $prev == -* ]]; then
 		line=$(grep -E -- "^ +(-., )?${prev}[ =][A-Z]|^ +${prev}, --[a-z-]+[ =][A-Z]" <<<"$help")
 		if [ -n "$line" ]; then
-			if [[ $line == *FILE* ]]; then
+			if [[ $line =~ (FILE|CORE|PATH) ]]; then
 				compopt -o filenames 2>/dev/null
 				mapfile -t COMPREPLY < <(compgen -f -- "$cur")
 			fi

@@ -6,17 +6,21 @@
 . "$TOP/scripts/completions/uffd-snap.bash"
 
 # complete_words WORD...: what is offered for the last word.
-complete_words() {
+complete_words() (
+	# As in an interactive shell, where nothing matching is no failure.
+	set +eu
+	trap - ERR EXIT
 	COMP_WORDS=("$UFFD_SNAP" "$@")
 	COMP_CWORD=$#
 	COMPREPLY=()
 	_uffd_snap
 	printf '%s\n' "${COMPREPLY[@]-}"
-}
+)
 
 complete_words '' >offered
 for c in snapshot info verify read core check help; do
 	grep -qx "$c" offered || fail "'$c' is not offered"
+	[ "$c" = help ] && continue
 	complete_words "$c" -- >options
 	usnap help "$c" | sed -n '/^options:/,$p' | grep -oE '^ +(-., )?--[a-z-]+' |
 		grep -oE -- '--[a-z-]+' | sort -u >wanted
