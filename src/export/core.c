@@ -89,7 +89,7 @@ static int build_notes(struct core_writer *w)
 	const struct core_description *d = w->d;
 	size_t first = core_first_thread(d->threads, d->nr_threads, (uint32_t)d->process.pid);
 	const struct core_thread *t = &d->threads[first];
-	int r = core_notes_append(&w->notes, t->notes, t->first_len);
+	int r = core_notes_first(&w->notes, t);
 
 	if (!r)
 		r = core_notes_prpsinfo(&w->notes, &d->process);
@@ -104,10 +104,13 @@ static int build_notes(struct core_writer *w)
 	if (!r)
 		r = add_file_note(w);
 	if (!r)
-		r = core_notes_append(&w->notes, t->notes + t->first_len, t->len - t->first_len);
+		r = core_notes_rest(&w->notes, t);
 	for (size_t i = 0; !r && i < d->nr_threads; i++) {
-		if (i != first)
-			r = core_notes_append(&w->notes, d->threads[i].notes, d->threads[i].len);
+		if (i == first)
+			continue;
+		r = core_notes_first(&w->notes, &d->threads[i]);
+		if (!r)
+			r = core_notes_rest(&w->notes, &d->threads[i]);
 	}
 	return r ? fail_memory(w, r, "the notes do not fit") : 0;
 }

@@ -9,8 +9,12 @@
 
 #include "common/le.h"
 #include "common/util.h"
+#include "export/corexsave.h"
 
 #define NOTE_HEADER sizeof(Elf64_Nhdr)
+/* NT_X86_SHSTK and NT_X86_XSAVE_LAYOUT, younger than many an <elf.h>. */
+#define NOTE_SHSTK 0x204
+#define NOTE_XSAVE_LAYOUT 0x205
 /* A note's size is 32 bits in the file; readers add them up. */
 #define NOTES_MAX ((size_t)1 << 30)
 
@@ -36,7 +40,7 @@ static int notes_reserve(struct core_notes *n, size_t more)
 	return 0;
 }
 
-int core_notes_append(struct core_notes *n, const void *notes, size_t len)
+static int notes_append(struct core_notes *n, const void *notes, size_t len)
 {
 	int r = notes_reserve(n, len);
 
@@ -85,8 +89,8 @@ static const struct thread_note {
 	{"CORE", NT_FPREGSET, sizeof(struct user_fpregs_struct), sizeof(struct user_fpregs_struct)},
 	{"CORE", NT_SIGINFO, sizeof(siginfo_t), sizeof(siginfo_t)},
 	{"LINUX", NT_X86_XSTATE, 576, 65536},
-	{"LINUX", 0x204 /* NT_X86_SHSTK */, 8, 8},
-	{"LINUX", 0x205 /* NT_X86_XSAVE_LAYOUT */, 0, 4096},
+	{"LINUX", NOTE_SHSTK, 8, 8},
+	{"LINUX", NOTE_XSAVE_LAYOUT, 0, 4096},
 };
 
 static const struct thread_note *thread_note_find(const char *name, size_t namesz, uint32_t type,
@@ -157,6 +161,8 @@ int core_thread_check(struct core_thread *ret, uint32_t tid, const void *notes, 
 			t.signo = st.pr_cursig;
 			t.first_len = total;
 		}
+		if (type == NOTE_XSAVE_LAYOUT)
+			t.has_layout = true;
 		seen |= bit;
 		at += total;
 	}
@@ -166,6 +172,33 @@ int core_thread_check(struct core_thread *ret, uint32_t tid, const void *notes, 
 		return -EBADMSG;
 	}
 	*ret = t;
+	return 0;
+}
+
+int core_notes_first(struct core_notes *n, const struct core_thread *t)
+{
+	return notes_append(n, t->notes, t->first_len);
+}
+
+int core_notes_rest(struct core_notes *n, const struct core_thread *t)
+{
+	const unsigned char *p = t->notes + t->first_len, *end = t->notes + t->len;
+
+	while (p < end) {
+		size_t namesz = ALIGN_UP((size_t)le_get32(p), 4), descsz = le_get32(p + 4);
+		size_t total = NOTE_HEADER + namesz + ALIGN_UP(descsz, 4), relaid_len;
+		unsigned char relaid[CORE_XSAVE_MAX];
+		int r;
+
+		if (le_get32(p + 8) == NT_X86_XSTATE && !t->has_layout &&
+		    core_xsave_relay(p + NOTE_HEADER + namesz, descsz, relaid, &relaid_len))
+			r = core_notes_add(n, "LINUX", NT_X86_XSTATE, relaid, relaid_len);
+		else
+			r = notes_append(n, p, total);
+		if (r)
+			return r;
+		p += total;
+	}
 	return 0;
 }
 

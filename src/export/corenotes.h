@@ -10,6 +10,7 @@
 #ifndef USNAP_EXPORT_CORENOTES_H
 #define USNAP_EXPORT_CORENOTES_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -25,9 +26,6 @@ void core_notes_free(struct core_notes *n);
 int core_notes_add(struct core_notes *n, const char *name, uint32_t type, const void *desc,
 		   size_t len);
 
-/* Appends notes that are encoded already. */
-int core_notes_append(struct core_notes *n, const void *notes, size_t len);
-
 /* The notes of one thread, as found in an image. */
 struct core_thread {
 	uint32_t tid;
@@ -35,6 +33,7 @@ struct core_thread {
 	size_t len;
 	size_t first_len; /* bytes of the first note, NT_PRSTATUS, padding included */
 	int signo; /* the signal it was stopped with; 0: none */
+	bool has_layout; /* NT_X86_XSAVE_LAYOUT says where the xstate has what */
 };
 
 /* Checks the notes of thread tid: complete, of known types and sizes, each
@@ -42,6 +41,11 @@ struct core_thread {
  * and *ret_why (static) what is wrong. */
 int core_thread_check(struct core_thread *ret, uint32_t tid, const void *notes, size_t len,
 		      size_t *ret_offset, const char **ret_why);
+
+/* Appends the notes of a checked thread, as they are but for the layout of
+ * the extended state (corexsave.h): the first one, or all the others. */
+int core_notes_first(struct core_notes *n, const struct core_thread *t);
+int core_notes_rest(struct core_notes *n, const struct core_thread *t);
 
 /* The thread that a debugger shall show first: one that a fault or an abort
  * ended, else the leader, else the first. n must not be 0. */

@@ -14,6 +14,7 @@
 #include "export/corelayout.h"
 #include "export/corenotes.h"
 #include "export/coreprocess.h"
+#include "export/corexsave.h"
 
 #define PAGE 4096u
 
@@ -209,6 +210,68 @@ Test(core, nt_file_counts_offsets_in_pages)
 	cr_assert_str_eq((const char *)d + 16 + 48, "/bin/a");
 	cr_assert_str_eq((const char *)d + 16 + 48 + 7, "/bin/bc");
 	core_notes_free(&n);
+}
+
+/* extended state */
+
+/* An area of AMD's layout; every component is filled with a letter. */
+static void amd_area(unsigned char *area, size_t len, uint64_t xcr0)
+{
+	memset(area, 0, len);
+	memset(area + 576, 'y', 256);
+	if (xcr0 & 0xe0) {
+		memset(area + 832, 'k', 64);
+		memset(area + 896, 'h', 512);
+		memset(area + 1408, 'z', 1024);
+	}
+	if (xcr0 & 0x200)
+		memset(area + len - 8, 'p', 8);
+	le_put64(area + 464, xcr0);
+}
+
+Test(core, extended_state_is_laid_out_as_debuggers_expect)
+{
+	unsigned char area[2440], out[CORE_XSAVE_MAX];
+	size_t len;
+
+	amd_area(area, 2440, 0x2e7);
+	cr_assert(core_xsave_relay(area, 2440, out, &len));
+	cr_assert_eq(len, 2696u);
+	cr_assert_eq(memcmp(out, area, 832), 0);
+	cr_assert(out[1088] == 'k' && out[1151] == 'k' && out[832] == 0 && out[1087] == 0);
+	cr_assert(out[1152] == 'h' && out[1663] == 'h');
+	cr_assert(out[1664] == 'z' && out[2687] == 'z');
+	cr_assert(out[2688] == 'p' && out[2695] == 'p');
+
+	amd_area(area, 2432, 0xe7);
+	cr_assert(core_xsave_relay(area, 2432, out, &len));
+	cr_assert_eq(len, 2688u);
+	cr_assert(out[1088] == 'k' && out[2687] == 'z');
+
+	amd_area(area, 840, 0x207);
+	cr_assert(core_xsave_relay(area, 840, out, &len));
+	cr_assert_eq(len, 2696u);
+	cr_assert(out[831] == 'y' && out[832] == 0 && out[2688] == 'p');
+}
+
+Test(core, extended_state_of_other_layouts_is_left_alone)
+{
+	static const struct {
+		size_t len;
+		uint64_t xcr0;
+	} other[] = {
+		{576, 3},     {832, 7},	     {1088, 0x1f},  {2688, 0xe7},
+		{2688, 0xff}, {2696, 0x2ff}, {2696, 0x207}, {11008, 0x602e7},
+		{2440, 0xe7}, {2432, 0x2e7}, {2440, 0x2ff}, {2440, 0x227},
+	};
+	static unsigned char area[11008];
+	unsigned char out[CORE_XSAVE_MAX];
+	size_t len;
+
+	for (size_t i = 0; i < ARRAY_SIZE(other); i++) {
+		le_put64(area + 464, other[i].xcr0);
+		cr_assert_not(core_xsave_relay(area, other[i].len, out, &len), "number %zu", i);
+	}
 }
 
 /* process.json */
