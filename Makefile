@@ -126,8 +126,8 @@ objects: $(OBJS) $(UNIT:=.o) $(WORKLOADS:=.o) $(BENCHES:=.o) $(CHECKERS:=.o) $(S
 check: ## unit and end-to-end tests (tests/run alone runs everything)
 	B=$(B) tests/run unit/ e2e/
 
-stress: ## stress programs, under ThreadSanitizer where they are programs
-	B=$(B) STRESS_SECONDS=$${STRESS_SECONDS:-120} tests/run stress/
+stress: ## stress programs (TSan), and end-to-end tests with all their repetitions
+	B=$(B) STRESS_SECONDS=$${STRESS_SECONDS:-120} UFFD_SNAP_FULL=1 tests/run stress/ e2e/
 
 bench: ## benchmarks, full length
 	B=$(B) BENCH_FULL=1 tests/run bench/
