@@ -63,7 +63,7 @@ static int split_path(struct output *o, const char *path, struct usnap_err *err)
 	if (!o->final || !dir)
 		return usnap_fail_errno(err, -ENOMEM, "cannot write '%s'", path);
 	if (!*o->final || !strcmp(o->final, ".") || !strcmp(o->final, ".."))
-		return usnap_fail(err, -EISDIR, "cannot write '%s': it is a directory", path);
+		return usnap_fail(err, -EISDIR, "cannot write '%s': it names a directory", path);
 	/* Long enough for the file, too long for its ".part". */
 	if (strlen(o->final) > NAME_MAX)
 		return usnap_fail_errno(err, -ENAMETOOLONG, "cannot write '%s'", path);
