@@ -1,0 +1,32 @@
+#!/bin/bash
+# tar, zstd and jq open every member of an image.
+. "$(dirname "$0")/../lib.sh"
+. "$TESTS/lib-work.sh"
+
+need tar zstd jq
+work_start --size 32M --statics
+usnap snapshot -q "$work_pid" -o i.usnap
+work_end
+tar tvf i.usnap >list 2>err
+same 'complaints of tar' "$(cat err)" ''
+same 'first member' "$(head -n 1 list | awk '{print $NF}')" snapshot.json
+same 'last member' "$(tail -n 1 list | awk '{print $NF}')" commit.json
+same 'other modes than 0600' "$(grep -cv '^-rw------- ' list || true)" 0
+mkdir x
+tar xf i.usnap -C x
+for f in snapshot process stats commit; do
+	jq -e . "x/$f.json" >/dev/null
+done
+find x -type f | sort | while read -r f; do
+	case $f in
+	*.json) jq -e . "$f" >/dev/null ;;
+	*.zst) zstd -dq -c "$f" >raw && [ -s raw ] ;;
+	*.notes) [ -s "$f" ] ;;
+	*) fail "what is '$f'?" ;;
+	esac
+done
+same 'pages by jq and by zstd' "$(jq .pages x/commit.json)" \
+	"$(zstd -dqc x/index.zst | od -An -t u8 -j 32 -N 8 | tr -d ' ')"
+same magic "$(zstd -dqc x/index.zst | head -c 8)" USNAPIDX
+raw=$(cat x/pages/*.zst | zstd -dqc | wc -c)
+same 'bytes of pages' "$((raw / 4096))" "$(jq .pages x/commit.json)"

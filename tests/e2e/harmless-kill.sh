@@ -1,0 +1,48 @@
+#!/bin/bash
+# Killed by SIGKILL at any moment, a snapshot leaves nothing behind: not in the process, not on the disk.
+# timeout: 300
+. "$(dirname "$0")/../lib.sh"
+. "$TESTS/lib-work.sh"
+
+need jq
+n=$(times 25 200)
+mkdir to
+work_start --size "$(times 96M 256M)" --kernel-writes --signals --sleepers --statics
+before=$(outside "$work_pid")
+threads=$(threads_of "$work_pid")
+
+"$WORKLOADS/runstat" whole.json "$UFFD_SNAP" snapshot -q "$work_pid" -o to/whole.usnap
+rm to/whole.usnap
+us=$(($(jq .ns whole.json) / 1000))
+
+RANDOM=${SEED:-4711}
+echo "SEED=${SEED:-4711}, one snapshot takes $us us"
+killed=0
+for ((i = 0; i < n; i++)); do
+	# Also a little later than the end; and often in the short phases at the start.
+	case $((i % 3)) in
+	0) at=$((us * (RANDOM % 1100) / 1000)) ;;
+	1) at=$((us * (RANDOM % 1000) / 4000)) ;;
+	2) at=$((RANDOM % 20000)) ;;
+	esac
+	"$WORKLOADS/runstat" --kill-after "$at" run.json "$UFFD_SNAP" snapshot -q "$work_pid" \
+		-o to/x.usnap 2>/dev/null || true
+	if [ "$(jq .status run.json)" -eq 137 ]; then
+		killed=$((killed + 1))
+		# The name appears as the last step of all; whoever is killed after it has an image.
+		[ ! -e to/x.usnap ] || consistent to/x.usnap
+	else
+		same 'exit status of one that came first' "$(jq .status run.json)" 0
+		consistent to/x.usnap
+	fi
+	rm -f to/x.usnap
+	no_image to
+	untouched "$work_pid" "$before"
+	same threads "$(threads_of "$work_pid")" "$threads"
+done
+# And it can still be taken.
+usnap snapshot -q "$work_pid" -o to/after.usnap
+consistent to/after.usnap
+work_end
+echo "$killed of $n killed before the end"
+[ $killed -ge $((n / 2)) ] || fail "too few were killed in time"

@@ -1,0 +1,136 @@
+#!/bin/bash
+# What cannot be taken is refused by the name of the cause, and is not touched.
+. "$(dirname "$0")/../lib.sh"
+. "$TESTS/lib-work.sh"
+
+mkdir to
+
+# refused CODE TEXT PID [COMMAND]...: of a snapshot of PID, by COMMAND if given.
+refused() {
+	local code=$1 text=$2 pid=$3 before=''
+	shift 3
+	[ ! -e "/proc/$pid/smaps" ] || before=$(outside "$pid")
+	exits "$code" "$@" "$UFFD_SNAP" snapshot "$pid" -o to/x.usnap
+	says err 'uffd-snap: cannot '
+	grep -qiE -- "$text" err || fail "not in the message, '$text': $(cat err)"
+	[ -z "$before" ] || untouched "$pid" "$before"
+	no_image to
+}
+
+hinted() { says err 'hint: '; }
+
+# No such process: one that has just ended.
+sh -c 'exit 0' &
+gone=$!
+wait $gone
+refused 1 'no such process' $gone
+exits 2 usnap snapshot nonsense -o to/x.usnap
+exits 2 usnap snapshot 0 -o to/x.usnap
+exits 2 usnap snapshot -o to/x.usnap
+exits 2 usnap snapshot 1 2 -o to/x.usnap
+
+kernel=$(for p in /proc/[0-9]*; do
+	awk '/^Kthread:\t1/ {print FILENAME}' "$p/status" 2>/dev/null
+done | head -n 1 | sed 's/[^0-9]//g')
+if [ -z "$kernel" ] && [ "$(cat /proc/2/comm 2>/dev/null)" = kthreadd ]; then
+	kernel=2
+fi
+[ -z "$kernel" ] || refused 1 'kernel thread' "$kernel"
+
+start_workload oddproc zombie
+refused 1 'zombie|ended' "$(sed -n 's/^pid //p' oddproc.out)"
+
+# Itself: the shell becomes the command.
+got=0
+# shellcheck disable=SC2016 # that shell's
+sh -c 'exec "$UFFD_SNAP" snapshot $$ -o to/x.usnap' 2>err || got=$?
+same 'exit status of itself' $got 1
+grep -qiE 'itself|own' err || fail "$(cat err)"
+no_image to
+
+start_workload oddproc quiet
+pid=$started
+
+# 32-bit.
+echo 'int pause(void); int main(void) { for (;;) pause(); }' >small.c
+if gcc -m32 -o small32 small.c 2>/dev/null; then
+	start ./small32
+	sleep 0.2
+	refused 1 '32' "$started"
+fi
+
+# Traced.
+if command -v gdb >/dev/null; then
+	start gdb -nx -batch -p "$pid" -ex 'shell touch attached' -ex 'shell sleep 1000'
+	gdb=$started
+	wait_until 20 test -e attached
+	exits 1 usnap snapshot "$pid" -o to/x.usnap
+	says err gdb
+	hinted
+	no_image to
+	same tracer "$(sed -n 's/^TracerPid:\t//p' "/proc/$pid/status")" "$gdb"
+	# gdb waits for its shell: both have to go.
+	pkill -KILL -P "$gdb" 2>/dev/null || true
+	kill -KILL "$gdb" 2>/dev/null || true
+	wait "$gdb" 2>/dev/null || true
+fi
+
+start_workload oddproc uffd
+before=$(outside "$started")
+exits 1 usnap snapshot "$started" -o to/x.usnap
+says err userfaultfd
+untouched "$started" "$before"
+no_image to
+
+# As somebody who may not.
+if [ "$(id -u)" -eq 0 ] && command -v setpriv >/dev/null; then
+	open=$(mktemp -d /tmp/uffd-snap-open.XXXXXX)
+	chmod 777 "$open"
+	install -m 755 "$UFFD_SNAP" "$open/uffd-snap"
+	for args in '' '--no-hold'; do
+		got=0
+		# shellcheck disable=SC2086 # an option or nothing
+		setpriv --reuid=65534 --regid=65534 --clear-groups "$open/uffd-snap" snapshot $args \
+			"$pid" -o "$open/x.usnap" >out 2>err || got=$?
+		same 'exit status without permission' $got 1
+		grep -qi 'not permitted\|permission' err || fail "$(cat err)"
+		hinted
+	done
+	same 'files of nobody' "$(ls -A "$open")" uffd-snap
+	rm -r "$open"
+fi
+
+# Two at a time: the first one wins, and is not disturbed.
+work_start --size 64M
+before=$(outside "$work_pid")
+mkfifo slow
+"$WORKLOADS/throttle" 4000000 first.usnap <slow &
+throttle=$!
+adopt $throttle
+usnap snapshot -q "$work_pid" -o - >slow 2>first.err &
+first=$!
+adopt $first
+wait_until 20 test -s first.usnap
+exits 1 usnap snapshot "$work_pid" -o to/x.usnap
+says err 'cannot '
+grep -qiE 'another|snapshot|being|busy' err || fail "$(cat err)"
+hinted
+no_image to
+wait $first || fail "the first snapshot suffered: $(cat first.err)"
+wait $throttle
+consistent first.usnap
+untouched "$work_pid" "$before"
+
+# Where nothing can be written.
+mkdir dir
+for where in /nonexistent/x.usnap dir /proc/x.usnap ''; do
+	got=0
+	usnap snapshot "$work_pid" -o "$where" >out 2>err || got=$?
+	[ $got -eq 1 ] || [ $got -eq 2 ] || fail "exit status $got for output '$where'"
+	[ -s err ] || fail "nothing said about '$where'"
+	untouched "$work_pid" "$before"
+done
+same 'files in dir' "$(ls -A dir)" ''
+[ -z "$(ls -A .)" ] || ls -A >listing
+! grep -q '\.part' listing || fail "something is left: $(cat listing)"
+work_end

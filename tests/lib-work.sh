@@ -1,0 +1,84 @@
+# shellcheck shell=bash
+# Helpers around the workloads: source it after lib.sh.
+
+CHECKERS=$B/tests/checkers
+
+full() { [ -n "${UFFD_SNAP_FULL:-}" ]; }
+
+# times SHORT FULL: how often, in a normal run and in a full one.
+times() { if full; then echo "$2"; else echo "$1"; fi; }
+
+# now: CLOCK_MONOTONIC, ns.
+now() { "$WORKLOADS/monotonic"; }
+
+# work_start [ARG]...: cutwork, running; $work_pid and $header.
+work_pid='' header=''
+work_start() {
+	rm -f cutwork.out cutwork.err
+	start_workload cutwork "$@"
+	work_pid=$started
+	header=$(sed -n 's/^header //p' cutwork.out)
+}
+
+# within_a_second FILE: no thread of a workload waited longer.
+within_a_second() {
+	local worst
+	worst=$(sed -n 's/.*longest wait \([0-9]*\) us.*/\1/p' "$1" | sort -n | tail -n 1)
+	[ "${worst:-0}" -le 1000000 ] || fail "a thread waited $worst us: $(cat "$1")"
+}
+
+# work_end: stops the workload; its own checks must have held.
+work_end() {
+	local status=0
+	kill -TERM "$work_pid" || fail "the workload is gone: $(cat cutwork.err)"
+	wait "$work_pid" || status=$?
+	[ $status -eq 0 ] || fail "the workload was disturbed (exit $status): $(cat cutwork.err cutwork.out)"
+	same 'last line of the workload' "$(tail -n 1 cutwork.out)" ok
+	within_a_second cutwork.out
+}
+
+# consistent IMAGE: whole, and of one instant.
+consistent() {
+	usnap verify -q "$1" >verify.out 2>&1 || fail "verify: $(cat verify.out)"
+	"$CHECKERS/cutcheck" "$1" "$header" >cutcheck.out 2>&1 ||
+		fail "'$1' is not consistent: $(cat cutcheck.out)"
+}
+
+# stat_of IMAGE NAME: a figure of stats.json, wherever it stands in there.
+stat_of() {
+	tar xOf "$1" stats.json | jq -r --arg n "$2" '[.. | objects | select(has($n)) | .[$n]][0]'
+}
+
+t0_of() { tar xOf "$1" snapshot.json | jq -r .t0.monotonic_ns; }
+
+# outside PID: what a snapshot must leave as it was.
+outside() {
+	local p=/proc/$1
+	echo "tracer $(sed -n 's/^TracerPid:\t//p' "$p/status")"
+	sed -n '/^SigIgn/p; /^SigCgt/p' "$p/status"
+	echo "descriptors"
+	find "$p/fd" -mindepth 1 -printf '%f %l\n' 2>/dev/null | sort
+	echo "registered $(grep '^VmFlags' "$p/smaps" | grep -cwE 'um|uw|ui')"
+	echo "state $(sed -n 's/^State:\t\(.\).*/\1/p' "$p/status" | tr RSD r)"
+}
+
+# threads_of PID: their names; of a workload whose threads do not come and go.
+threads_of() { cat "/proc/$1"/task/*/comm | sort | uniq -c; }
+
+_as_before() { [ "$(outside "$1")" = "$2" ]; }
+
+# untouched PID BEFORE: nothing of a snapshot is left in the process.
+untouched() {
+	local i
+	for i in 1 2 3 4 5 6 7 8 9 10; do
+		if _as_before "$1" "$2"; then
+			return 0
+		fi
+		sleep 0.1
+	done
+	diff <(echo "$2") <(outside "$1") >untouched.diff || true
+	fail "something is left in the process: $(cat untouched.diff)"
+}
+
+# no_image DIRECTORY: empty, hidden files included.
+no_image() { same "files in '$1'" "$(ls -A "$1")" ''; }
