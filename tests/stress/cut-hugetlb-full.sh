@@ -1,7 +1,0 @@
-#!/bin/bash
-# A consistent cut of hugetlbfs memory, 50 times.
-# timeout: 1200
-. "$(dirname "$0")/../lib.sh"
-
-[ "${STRESS_SECONDS:-10}" -ge 60 ] || skip "takes long: make stress"
-UFFD_SNAP_FULL=1 exec "$TESTS/e2e/cut-hugetlb.sh"

@@ -1,7 +1,0 @@
-#!/bin/bash
-# redis-server with a million keys takes 20 snapshots.
-# timeout: 1800
-. "$(dirname "$0")/../lib.sh"
-
-[ "${STRESS_SECONDS:-10}" -ge 60 ] || skip "takes long: make stress"
-UFFD_SNAP_FULL=1 exec "$TESTS/e2e/server-redis.sh"
