@@ -82,3 +82,24 @@ untouched() {
 
 # no_image DIRECTORY: empty, hidden files included.
 no_image() { same "files in '$1'" "$(ls -A "$1")" ''; }
+
+# cut WHAT SIZE [ARG]...: snapshots in a row of a workload with these options,
+# each consistent.
+cut() {
+	local what=$1 size=$2 n i torn=0 held=0 pauses=()
+	shift 2
+	n=$(times 3 50)
+	work_start --size "$size" --signals --sleepers "$@"
+	for ((i = 0; i < n; i++)); do
+		usnap snapshot -q "$work_pid" -o cut.usnap || fail "$what: snapshot $i"
+		consistent cut.usnap
+		pauses+=("$(stat_of cut.usnap pause_ns)")
+		torn=$((torn + $(stat_of cut.usnap torn)))
+		[ "$(stat_of cut.usnap held)" = false ] || held=$((held + 1))
+	done
+	work_end
+	printf '%-16s %d snapshots, median pause %d us, %d torn attempts, %d held\n' "$what" "$n" \
+		$(($(printf '%s\n' "${pauses[@]}" | sort -n | sed -n "$((n / 2 + 1))p") / 1000)) \
+		"$torn" "$held"
+	rm -f cut.usnap
+}

@@ -6,11 +6,10 @@
 
 need jq
 n=$(times 2 50)
-size=$(times 64M 1G)
 
-# discards KIND: n snapshots that hold if they must, n that may fail instead.
+# discards KIND SIZE: n snapshots that hold if they must, n that may fail instead.
 discards() {
-	local kind=$1 i torn=0 held=0 failed=0 before
+	local kind=$1 size=$2 i torn=0 held=0 failed=0 before
 	work_start --size "$size" --discard "$kind" --signals
 	before=$(outside "$work_pid")
 	for ((i = 0; i < n; i++)); do
@@ -39,6 +38,6 @@ discards() {
 
 kinds='malloc munmap mremap dontneed free fixed brk remove punch truncate'
 for kind in $kinds; do
-	discards "$kind"
+	discards "$kind" "$(times 32M 128M)"
 done
-discards all
+discards all "$(times 64M 1G)"
