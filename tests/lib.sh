@@ -28,6 +28,7 @@ _own_dir=
 _at_exit() {
 	local status=$? p
 	set +e
+	trap - ERR
 	for p in "${_pids[@]-}"; do
 		[ -n "$p" ] && kill -KILL "$p" 2>/dev/null
 	done
