@@ -1,0 +1,274 @@
+/*
+ * Arming: everything is registered and write-protected while the target
+ * runs. What it touches meanwhile is resolved at once and logged; passes
+ * protect the logged pages again until the log is short.
+ *
+ * Order matters, for each piece of memory: first the segment (so that a fault
+ * finds its key), then the registration, then the protection, then the scan
+ * for what is populated. A page that appears after the registration raises a
+ * fault and is logged; one that is written after the protection likewise; so
+ * what the scan does not see, the log has.
+ */
+#include <errno.h>
+#include <sched.h>
+#include <string.h>
+
+#include "capture/session.h"
+#include "common/util.h"
+
+enum {
+	MAX_PASSES = 12,
+	FEW_PAGES = 32, /* a log this short is handled while the target stands still */
+};
+#define STEP_BYTES ((uint64_t)64 << 20)
+/* One more call costs about as much as walking this much of a page table. */
+#define MERGE_BYTES (64 * PAGE_BYTES)
+
+int arm_log(struct capture *c, uint64_t start, uint64_t end)
+{
+	return ranges_add(&c->log, start, end);
+}
+
+/* Repeats while an event is pending: the fault thread will read it. */
+static int protect(const struct capture *c, uint64_t start, uint64_t len)
+{
+	int r;
+
+	while ((r = uffd_protect(c->uffd, start, len)) == -EAGAIN && !c->failed)
+		sched_yield();
+	return r;
+}
+
+static int protect_steps(const struct capture *c, uint64_t start, uint64_t end)
+{
+	int r = 0;
+
+	for (uint64_t a = start; a < end && r == 0; a += STEP_BYTES)
+		r = protect(c, a, MIN(STEP_BYTES, end - a));
+	return r;
+}
+
+
+/* Protects the parts of a shared mapping that hold something: markers for the
+ * holes of a large one would fill its page tables. */
+static int protect_populated(struct capture *c, const struct segment *s)
+{
+	uint64_t key = s->key, end = s->key + (s->end - s->start), at;
+	struct ranges rs = {0};
+	int r = 0;
+
+	for (struct chunk *k; key < end && (k = pageset_next(c->pages, key, &at)) && at < end;
+	     key = at + CHUNK_BYTES)
+		for (unsigned p = 0; p < CHUNK_PAGES && r == 0; p++) {
+			uint64_t page = at + p * PAGE_BYTES;
+
+			if (page >= s->key && page < end && chunk_test(k->populated, p))
+				r = ranges_add(&rs, s->start + (page - s->key),
+					       s->start + (page - s->key) + PAGE_BYTES);
+		}
+	for (size_t i = 0; i < rs.n && r == 0; i++)
+		r = protect_steps(c, rs.r[i].start, rs.r[i].end);
+	ranges_free(&rs);
+	return r;
+}
+
+/* Registers, protects and scans one piece that no segment covers yet. */
+static int cover_piece(struct capture *c, const struct vma *v, uint64_t start, uint64_t end,
+		       bool frozen)
+{
+	int object = region_object(c, v);
+	if (object < -1)
+		return object;
+	struct segment s = {
+		.start = start,
+		.end = end,
+		.key = object < 0 ? start : c->objects[object].key + v->offset + (start - v->start),
+		.unit = region_unit(v),
+		.object = object,
+	};
+	pthread_mutex_lock(&c->map_lock);
+	int r = segmap_add(&c->segments, s);
+	pthread_mutex_unlock(&c->map_lock);
+	if (r < 0)
+		return r;
+
+	if (c->uffd < 0)
+		return 0; /* nothing will run until everything is copied */
+	r = uffd_register(c->uffd, start, end - start, region_mode(v));
+	if (r == 0 && s.object >= 0 && s.unit == PAGE_BYTES) {
+		/* A hole that is filled meanwhile is reported as missing, and logged. */
+		r = scan_populated(c, &s, start, end, frozen);
+		if (r == 0)
+			r = protect_populated(c, &s);
+	} else if (r == 0) {
+		r = protect_steps(c, start, end);
+		if (r == 0)
+			r = scan_populated(c, &s, start, end, frozen);
+	}
+	if (r < 0) {
+		pthread_mutex_lock(&c->map_lock);
+		segmap_cut(&c->segments, start, end);
+		pthread_mutex_unlock(&c->map_lock);
+		/* The mapping has changed since it was read: the next pass sees what it is now. */
+		if (!frozen && (r == -ENOENT || r == -EINVAL || r == -ENOMEM))
+			return 0;
+	}
+	return r;
+}
+
+static int fail_cover(struct capture *c, const struct vma *v, int r, struct usnap_err *err)
+{
+	if (r == -ESRCH)
+		return usnap_fail(err, r, "process %d has ended or runs another program now",
+				  c->target->pid);
+	usnap_fail_errno(err, r, "cannot protect the memory at %#llx of process %d",
+			 (unsigned long long)v->start, c->target->pid);
+	if (r == -EBUSY)
+		usnap_hint(err, "another snapshot of it is running, or it uses userfaultfd itself");
+	return r;
+}
+
+/* Cuts away segments of which the mappings know nothing any more. */
+static int trim(struct capture *c, const struct maps *maps)
+{
+	uint64_t at = 0;
+	int r = 0;
+
+	pthread_mutex_lock(&c->map_lock);
+	for (size_t i = 0; i < maps->n && r == 0; i++) {
+		if (region_how(c, &maps->v[i]) != HOW_PROTECT)
+			continue;
+		if (maps->v[i].start > at)
+			r = segmap_cut(&c->segments, at, maps->v[i].start);
+		at = maps->v[i].end;
+	}
+	if (r == 0)
+		r = segmap_cut(&c->segments, at, UINT64_MAX);
+	pthread_mutex_unlock(&c->map_lock);
+	return r;
+}
+
+/* The first piece of v from addr on that no segment covers; false: none. */
+static bool uncovered(struct capture *c, const struct vma *v, uint64_t addr, struct range *ret)
+{
+	bool found = false;
+
+	pthread_mutex_lock(&c->map_lock);
+	while (addr < v->end && !found) {
+		const struct segment *s = segmap_first(&c->segments, addr);
+
+		if (s && s->start <= addr) {
+			addr = s->end;
+		} else {
+			*ret = (struct range){addr, s ? MIN(v->end, s->start) : v->end};
+			found = true;
+		}
+	}
+	pthread_mutex_unlock(&c->map_lock);
+	return found;
+}
+
+uint64_t arm_uncovered_bytes(struct capture *c, const struct maps *maps)
+{
+	uint64_t bytes = 0;
+	struct range piece;
+
+	for (size_t i = 0; i < maps->n; i++)
+		if (region_how(c, &maps->v[i]) == HOW_PROTECT)
+			for (uint64_t a = maps->v[i].start; uncovered(c, &maps->v[i], a, &piece);
+			     a = piece.end)
+				bytes += piece.end - piece.start;
+	return bytes;
+}
+
+int arm_cover(struct capture *c, const struct maps *maps, bool frozen, struct usnap_err *err)
+{
+	int r = trim(c, maps);
+
+	if (r < 0)
+		return usnap_fail_errno(err, r, "cannot arm process %d", c->target->pid);
+	for (size_t i = 0; i < maps->n; i++) {
+		const struct vma *v = &maps->v[i];
+		struct range piece;
+
+		if (region_how(c, v) != HOW_PROTECT)
+			continue;
+		for (uint64_t a = v->start; uncovered(c, v, a, &piece); a = piece.end) {
+			r = cover_piece(c, v, piece.start, piece.end, frozen);
+			if (r < 0)
+				return fail_cover(c, v, r, err);
+		}
+		if (c->options.cancel && *c->options.cancel)
+			return usnap_fail(err, -ECANCELED, "interrupted");
+	}
+	return 0;
+}
+
+int arm_protect_ranges(struct capture *c, const struct ranges *rs, bool frozen)
+{
+	for (size_t i = 0; i < rs->n; i++) {
+		int r = frozen ? uffd_protect(c->uffd, rs->r[i].start, rs->r[i].end - rs->r[i].start)
+			       : protect(c, rs->r[i].start, rs->r[i].end - rs->r[i].start);
+		if (r == -ENOENT) {
+			/* A join of ranges may span a hole, a range may be gone: page by page. */
+			for (uint64_t a = rs->r[i].start; a < rs->r[i].end; a += PAGE_BYTES) {
+				r = protect(c, a, PAGE_BYTES);
+				if (r < 0 && r != -ENOENT && r != -EINVAL)
+					return r;
+			}
+		} else if (r < 0) {
+			return r;
+		}
+	}
+	return 0;
+}
+
+/* Takes the log and protects what is in it. Returns how many pages that were. */
+static int64_t protect_log(struct capture *c)
+{
+	pthread_mutex_lock(&c->fault_lock);
+	struct ranges log = c->log;
+	c->log = (struct ranges){0};
+	pthread_mutex_unlock(&c->fault_lock);
+
+	int64_t nr = (int64_t)(ranges_bytes(&log) >> PAGE_SHIFT);
+	ranges_merge(&log, MERGE_BYTES);
+	int r = arm_protect_ranges(c, &log, false);
+	ranges_free(&log);
+	return r < 0 ? r : nr;
+}
+
+int arm(struct capture *c, struct usnap_err *err)
+{
+	int64_t left = INT64_MAX, before;
+
+	for (unsigned pass = 0; pass < MAX_PASSES; pass++) {
+		struct maps maps = {0};
+		int r = pass == 0 ? maps_read_flags(c->target->procfd, &maps)
+				  : maps_read(c->target->procfd, &maps);
+
+		if (r < 0)
+			return usnap_fail_errno(err, r, "cannot read the mappings of process %d",
+						c->target->pid);
+		if (pass > 0)
+			maps_inherit_flags(&maps, &c->maps);
+		maps_free(&c->maps);
+		c->maps = maps;
+		r = regions_find_frozen_objects(c, err);
+		if (r == 0)
+			r = arm_cover(c, &c->maps, false, err);
+		if (r < 0)
+			return r;
+		c->stats.arm_passes = pass + 1;
+		before = left;
+		left = protect_log(c);
+		if (left < 0)
+			return usnap_fail_errno(err, (int)left, "cannot protect the memory of process %d",
+						c->target->pid);
+		if (capture_stopping(c))
+			return -ECANCELED;
+		if (left <= FEW_PAGES || left > before - before / 4)
+			break;
+	}
+	return 0;
+}

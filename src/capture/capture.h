@@ -1,0 +1,64 @@
+/*
+ * A snapshot of a live process, from attach to the last page.
+ *
+ * capture_run() is called on the thread that will be the tracer; it starts
+ * the fault, sweep and compress threads and has joined them when it returns.
+ * Whatever it returns, the target runs on (or is dead, with kill) and
+ * nothing of ours is left in it (I5). Naming and fsync of the image are the
+ * caller's; so is ending the target with kill, after that.
+ */
+#ifndef USNAP_CAPTURE_CAPTURE_H
+#define USNAP_CAPTURE_CAPTURE_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/err.h"
+#include "image/writer.h"
+#include "process/target.h"
+
+struct capture_options {
+	size_t pool_bytes;     /* memory for copies */
+	unsigned nr_threads;   /* that compress */
+	bool hold;             /* after torn attempts, hold the threads for the copy */
+	bool kill;             /* stop at T0 and stay stopped until capture_end() */
+	unsigned max_torn;     /* torn attempts before holding or failing */
+	const volatile sig_atomic_t *cancel; /* set by a signal handler */
+	/* From the calling thread, about ten times a second; bytes of memory. */
+	void (*progress)(void *arg, const char *what, uint64_t done, uint64_t total);
+	void *progress_arg;
+};
+
+enum { CAPTURE_HISTOGRAM = 32 };
+
+/* Nanoseconds, bytes and counts of the attempt that became the image; torn
+ * counts the ones before. */
+struct capture_stats {
+	uint64_t t0_realtime_ns, t0_monotonic_ns, t0_boottime_ns;
+	uint64_t attach_ns, arm_ns, pause_ns, preserve_ns, release_ns;
+	uint64_t stop_ns, state_ns, memory_ns; /* parts of the pause */
+	uint64_t freeze_retries, freeze_retry_pause_ns; /* stops given up: a thread sat in vfork */
+	uint64_t arm_passes, arm_faults, arm_left;
+	uint64_t pages, faults, fault_pages, missing_faults, sweep_pages, frozen_pages;
+	uint64_t fault_latency[CAPTURE_HISTOGRAM]; /* [i]: handled within 2^i ns, as we see it */
+	uint64_t fault_max_ns;
+	uint64_t events, rescued_pages; /* discards seen; pages saved before one went on */
+	uint64_t regions, threads, bytes_populated;
+	unsigned torn;
+	char torn_reason[128]; /* of the last torn attempt */
+	bool held;
+	uint64_t held_bytes; /* of shared memory that had to be copied while stopped */
+};
+
+struct capture;
+
+int capture_run(struct capture **ret, struct target *target, struct image_writer *writer,
+		const struct capture_options *options, struct usnap_err *err);
+const struct capture_stats *capture_get_stats(const struct capture *c);
+
+/* With kill: the target is ended (kill_target) or let go on; else nothing is
+ * left to do. Frees c. NULL is fine. */
+void capture_end(struct capture *c, bool kill_target);
+
+#endif

@@ -1,0 +1,258 @@
+/*
+ * Discards: the target gives up or moves memory while a snapshot of it is
+ * under way (DESIGN: I6).
+ *
+ * madvise() raises REMOVE and waits, pages intact, until the event is read;
+ * munmap() and mremap() raise theirs when the pages are gone or moved
+ * (userfaultfd(2), fs/userfaultfd.c). So a discard by madvise() can be
+ * prevented from doing harm by looking before reading: who waits in madvise()
+ * shows its arguments in /proc/PID/task/TID/syscall. What munmap() has taken
+ * unsaved tears the attempt. What mremap() moves is still there, still
+ * protected, and is captured where it lies now.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "capture/session.h"
+#include "common/io.h"
+#include "common/util.h"
+
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
+
+/* More than this is not saved for one madvise(): the caller, and every fault
+ * behind it, waits for the copy. */
+#define RESCUE_BYTES ((uint64_t)256 << 20)
+
+/* Calls fn for each part of [start, end) that a segment covers. */
+static int for_each_part(struct capture *c, uint64_t start, uint64_t end,
+			 int (*fn)(struct capture *, const struct segment *, uint64_t, uint64_t, void *),
+			 void *arg)
+{
+	int r = 0;
+
+	for (uint64_t at = start; at < end && r == 0;) {
+		struct segment s;
+
+		pthread_mutex_lock(&c->map_lock);
+		const struct segment *found = segmap_first(&c->segments, at);
+		if (found)
+			s = *found;
+		pthread_mutex_unlock(&c->map_lock);
+		if (!found || s.start >= end)
+			break;
+		uint64_t from = MAX(at, s.start), to = MIN(end, s.end);
+		r = fn(c, &s, s.key + (from - s.start), to - from, arg);
+		at = to;
+	}
+	return r;
+}
+
+/* Populated pages of a key range that are not saved; the first one's key in *arg. */
+static int find_unsaved(struct capture *c, const struct segment *s, uint64_t key, uint64_t len,
+			void *arg)
+{
+	uint64_t end = key + len, at;
+
+	for (struct chunk *k; key < end && (k = pageset_next(c->pages, key, &at)) && at < end;
+	     key = at + CHUNK_BYTES)
+		for (unsigned p = 0; p < CHUNK_PAGES; p++) {
+			uint64_t page = at + p * PAGE_BYTES;
+
+			if (page >= key && page < end && chunk_test(k->populated, p) &&
+			    !chunk_test(k->saved, p)) {
+				*(uint64_t *)arg = s->start + (page - s->key);
+				return 1;
+			}
+		}
+	return 0;
+}
+
+/* Memory is gone or about to go. */
+static void lose(struct capture *c, uint64_t start, uint64_t end, const char *how)
+{
+	uint64_t addr;
+
+	if (c->phase == PHASE_ARM) {
+		if (ranges_add(&c->discards, start, end) < 0)
+			capture_fail(c, -ENOMEM, "cannot keep track of discards: out of memory");
+		return;
+	}
+	if (c->phase == PHASE_PRESERVE && for_each_part(c, start, end, find_unsaved, &addr) > 0)
+		capture_tear(c, "%s discarded the page at %#llx before it was saved", how,
+			     (unsigned long long)addr);
+}
+
+/* Was saved while an event was pending, so that the copy could not be validated by a
+ * probe: it is valid unless a second discard hit the same place. */
+static void check_rescued(struct capture *c, uint64_t start, uint64_t end)
+{
+	for (size_t i = 0; i < c->rescued.n; i++)
+		if (c->rescued.r[i].start < end && start < c->rescued.r[i].end)
+			capture_tear(c, "two discards of the page at %#llx at once",
+				     (unsigned long long)start);
+}
+
+void discard_event(struct capture *c, const struct uffd_msg *msg)
+{
+	uint64_t start, end, to;
+	int r = 0;
+
+	c->stats.events++;
+	switch (msg->event) {
+	case UFFD_EVENT_REMOVE:
+		lose(c, msg->arg.remove.start, msg->arg.remove.end, "madvise()");
+		break;
+	case UFFD_EVENT_UNMAP:
+		start = msg->arg.remove.start;
+		end = msg->arg.remove.end;
+		lose(c, start, end, "munmap()");
+		check_rescued(c, start, end);
+		pthread_mutex_lock(&c->map_lock);
+		r = segmap_cut(&c->segments, start, end);
+		pthread_mutex_unlock(&c->map_lock);
+		break;
+	case UFFD_EVENT_REMAP:
+		start = msg->arg.remap.from;
+		end = start + msg->arg.remap.len;
+		to = msg->arg.remap.to;
+		check_rescued(c, start, end);
+		check_rescued(c, to, to + msg->arg.remap.len);
+		pthread_mutex_lock(&c->map_lock);
+		if (c->phase == PHASE_ARM) {
+			/* Armed anew where it is now, by the next pass. */
+			r = segmap_cut(&c->segments, start, end);
+			if (r == 0)
+				r = segmap_cut(&c->segments, to, to + msg->arg.remap.len);
+			if (r == 0)
+				r = ranges_add(&c->discards, start, end);
+		} else if (end == start) {
+			/* mremap() with an old size of 0 makes a second mapping, unprotected. */
+			capture_tear(c, "mremap() duplicated the mapping at %#llx",
+				     (unsigned long long)start);
+		} else {
+			r = segmap_move(&c->segments, start, to, end - start);
+		}
+		pthread_mutex_unlock(&c->map_lock);
+		break;
+	}
+	if (r < 0)
+		capture_fail(c, r, "cannot keep track of mappings: out of memory");
+}
+
+struct rescue {
+	uint64_t left; /* bytes that may still be copied */
+};
+
+static int rescue_part(struct capture *c, const struct segment *s, uint64_t key, uint64_t len,
+		       void *arg)
+{
+	struct rescue *rescue = arg;
+
+	/* A block's worth at a time, each seen to be protected before and after it is read:
+	 * the probe that validates copies elsewhere says nothing while an event is pending. */
+	for (uint64_t k = key, end = key + len; k < end;) {
+		struct chunk *ch = pageset_chunk(c->pages, k, false);
+		uint64_t stop = MIN(end, ALIGN_DOWN(k, CHUNK_BYTES) + CHUNK_BYTES);
+
+		for (; ch && k < stop; k += PAGE_BYTES) {
+			unsigned p = chunk_page(k);
+
+			if (!chunk_test(ch->populated, p) || chunk_test(ch->saved, p))
+				continue;
+			/* The sweep is at it; it gives the page back when it sees the event. */
+			for (int i = 0; chunk_test(ch->claimed, p) && !chunk_test(ch->saved, p); i++) {
+				if (i > 100000 || c->sweep_done)
+					return 1;
+				sched_yield();
+			}
+			if (!chunk_claim(ch, p))
+				continue;
+			uint64_t addr = s->start + (k - s->key);
+			struct block *b = c->open_block;
+			if (!b)
+				b = c->open_block = pool_try_get(c->pool);
+			struct block before;
+			bool ok = b && rescue->left >= PAGE_BYTES &&
+				  scan_protected(c, addr, addr + PAGE_BYTES) == 1;
+			if (ok) {
+				before = *b;
+				atomic_store(&c->reading_since_ns, now_ns());
+				ok = memory_read(c, addr, block_add(b, k, 1), PAGE_BYTES) == 0 &&
+				     scan_protected(c, addr, addr + PAGE_BYTES) == 1;
+				atomic_store(&c->reading_since_ns, 0);
+				if (!ok)
+					*b = before;
+			}
+			if (!ok) {
+				atomic_fetch_and(&ch->claimed[p / 64], ~((uint64_t)1 << (p % 64)));
+				return 1;
+			}
+			chunk_set(ch->saved, p);
+			atomic_fetch_add(&c->nr_saved, 1);
+			c->stats.rescued_pages++;
+			rescue->left -= PAGE_BYTES;
+			if (ranges_add(&c->rescued, addr, addr + PAGE_BYTES) < 0)
+				return 1;
+			if (b->nr_pages == BLOCK_PAGES)
+				fault_flush(c);
+		}
+		k = stop;
+	}
+	return 0;
+}
+
+/* The arguments of the madvise() that a thread waits in; false when it does not. */
+static bool in_madvise(const struct capture *c, pid_t tid, struct range *ret)
+{
+	char path[64];
+	cleanup_free char *text = NULL;
+	unsigned long long nr, start, len, advice;
+
+	snprintf(path, sizeof(path), "task/%d/syscall", tid);
+	if (io_read_file_at(c->target->procfd, path, 512, &text, NULL) < 0 ||
+	    sscanf(text, "%llu %llx %llx %llx", &nr, &start, &len, &advice) != 4 ||
+	    nr != SYS_madvise)
+		return false;
+	if (advice != MADV_DONTNEED && advice != MADV_FREE && advice != MADV_REMOVE &&
+	    advice != MADV_DONTNEED_LOCKED)
+		return false;
+	if (start + len < start)
+		return false;
+	*ret = (struct range){start, ALIGN_UP(start + len, PAGE_BYTES)};
+	return true;
+}
+
+void discard_rescue(struct capture *c)
+{
+	struct rescue rescue = {.left = RESCUE_BYTES};
+	struct range range;
+
+	if (c->phase != PHASE_PRESERVE || capture_stopping(c))
+		return;
+	/* Most programs give memory back from the same thread again and again. */
+	if (c->last_discarder && in_madvise(c, c->last_discarder, &range))
+		for_each_part(c, range.start, range.end, rescue_part, &rescue);
+
+	cleanup_fd int fd = openat(c->target->procfd, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	cleanup_dir DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	if (!d)
+		return;
+	fd = -1;
+	const struct dirent *e;
+	while ((e = readdir(d)) && uffd_event_pending(c->uffd)) {
+		pid_t tid = (pid_t)strtol(e->d_name, NULL, 10);
+
+		if (tid <= 0 || !in_madvise(c, tid, &range))
+			continue;
+		c->last_discarder = tid;
+		for_each_part(c, range.start, range.end, rescue_part, &rescue);
+	}
+}

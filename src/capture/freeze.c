@@ -1,0 +1,331 @@
+/*
+ * The freeze: every thread stands still for a fraction of a millisecond, and
+ * T0 is the instant at which the last one did.
+ *
+ * In this order:
+ *   1. seize all threads (they run on), then interrupt them and wait;
+ *   2. read the mappings and the process state. The batches of system calls
+ *      for it run on the threads' own stacks, whose pages are unprotected and
+ *      logged first; the fault thread is still at work, as it was while arming;
+ *   3. take the fault thread's place, serve what is left in the descriptor:
+ *      from here on nothing of the target's moves;
+ *   4. cover mappings that have appeared, look up again what was populated
+ *      where something was discarded, copy the hottest logged pages and
+ *      protect the rest, copy what cannot be protected;
+ *   5. from now on faults are preserved; let every thread go.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "capture/session.h"
+#include "common/util.h"
+
+enum {
+	STOP_NS = 20000000,     /* a thread that has not stopped by then sits in vfork or worse */
+	STOP_TRIES = 50,
+	COVER_TRIES = 5,
+	COPY_PAGES = 128,       /* logged pages copied while stopped; the rest is protected */
+};
+/* A new mapping larger than this is armed while the target runs. */
+#define NEW_BYTES ((uint64_t)32 << 20)
+#define STACK_PAGES (ALIGN_UP((uint64_t)REMOTE_STACK_BYTES, PAGE_BYTES))
+
+static uint64_t clock_ns(clockid_t clock)
+{
+	struct timespec ts;
+
+	clock_gettime(clock, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+/* The stacks are about to be written: without these each page would cost a fault. */
+static int open_stacks(struct capture *c)
+{
+	int r = 0;
+
+	if (c->uffd < 0)
+		return 0;
+	pthread_mutex_lock(&c->fault_lock);
+	for (size_t i = 0; i < c->tracees.n && r == 0; i++) {
+		uint64_t top = ALIGN_UP(c->tracees.t[i].regs.rsp, PAGE_BYTES);
+		uint64_t start = top - MIN(top, (uint64_t)STACK_PAGES);
+		struct segment s;
+
+		pthread_mutex_lock(&c->map_lock);
+		const struct segment *found = segmap_find(&c->segments, top - PAGE_BYTES);
+		if (found)
+			s = *found;
+		pthread_mutex_unlock(&c->map_lock);
+		if (!found || s.unit != PAGE_BYTES || s.object >= 0)
+			continue;
+		start = MAX(start, s.start);
+		for (uint64_t a = start; a < top && r == 0; a += PAGE_BYTES) {
+			uint64_t done;
+
+			r = uffd_zeropage(c->uffd, a, PAGE_BYTES, &done);
+			if (r < 0 && !done) {
+				/* The first that exists: so do those above it, as a rule. */
+				uffd_unprotect(c->uffd, a, top - a);
+				r = arm_log(c, a, top);
+				break;
+			}
+			r = arm_log(c, a, a + PAGE_BYTES);
+		}
+	}
+	pthread_mutex_unlock(&c->fault_lock);
+	return r;
+}
+
+/* Written pages of a mapping that cannot be protected. */
+struct written {
+	struct capture *c;
+	struct block **block;
+};
+
+static int copy_written(void *arg, uint64_t start, uint64_t end, uint64_t categories)
+{
+	const struct written *w = arg;
+
+	if (categories & PAGE_IS_PFNZERO)
+		return 0;
+	w->c->frozen_extra_bytes += end - start;
+	return sweep_frozen_pages(w->c, w->block, start, start, (end - start) >> PAGE_SHIFT);
+}
+
+static int copy_frozen_regions(struct capture *c, struct block **block)
+{
+	struct written w = {c, block};
+
+	for (size_t i = 0; i < c->maps.n; i++) {
+		const struct vma *v = &c->maps.v[i];
+		int r;
+
+		if (region_how(c, v) != HOW_FROZEN)
+			continue;
+		if (v->kind == VMA_SPECIAL)
+			r = sweep_frozen_pages(c, block, v->start, v->start,
+					       (v->end - v->start) >> PAGE_SHIFT);
+		else if (v->kind == VMA_FILE || v->kind == VMA_SHMEM_PRIVATE)
+			r = scan_pages(c, v->start, v->end, PAGE_IS_FILE, PAGE_IS_FILE,
+				       PAGE_IS_PRESENT | PAGE_IS_SWAPPED, copy_written, &w);
+		else
+			r = scan_shared_frozen(c, v, copy_written, &w);
+		if (r < 0)
+			return r;
+		if (v->kind == VMA_SHMEM || v->kind == VMA_HUGETLB)
+			c->stats.held_bytes += v->end - v->start;
+	}
+	return 0;
+}
+
+/* What was logged or discarded last: nothing moves now, so look it up once and for all. */
+static int rescan(struct capture *c, struct ranges *rs)
+{
+	for (size_t i = 0; i < rs->n; i++)
+		for (uint64_t at = rs->r[i].start; at < rs->r[i].end;) {
+			const struct segment *s = segmap_first(&c->segments, at);
+			if (!s || s->start >= rs->r[i].end)
+				break;
+			uint64_t from = MAX(at, s->start), to = MIN(rs->r[i].end, s->end);
+			int r = s->object >= 0 ? 0 : scan_populated(c, s, from, to, true);
+			if (r < 0)
+				return r;
+			at = to;
+		}
+	return 0;
+}
+
+/* Copies the pages of the log that are populated, up to COPY_PAGES; the rest is protected. */
+static int settle_log(struct capture *c, struct block **block)
+{
+	unsigned copied = 0;
+
+	ranges_merge(&c->log, 0);
+	ranges_merge(&c->discards, 0);
+	int r = rescan(c, &c->log);
+	if (r == 0)
+		r = rescan(c, &c->discards);
+	struct ranges rest = {0};
+	for (size_t i = 0; i < c->log.n && r == 0; i++) {
+		struct range *g = &c->log.r[i];
+		const struct segment *s = segmap_find(&c->segments, g->start);
+		uint64_t nr = (g->end - g->start) >> PAGE_SHIFT;
+
+		if (!s || s->unit != PAGE_BYTES || s->object >= 0 || g->end > s->end ||
+		    nr > COPY_PAGES - copied) {
+			r = ranges_add(&rest, g->start, g->end);
+			continue;
+		}
+		for (uint64_t a = g->start; a < g->end && r == 0; a += PAGE_BYTES) {
+			uint64_t key = s->key + (a - s->start);
+			struct chunk *ch = pageset_chunk(c->pages, key, false);
+
+			if (!ch || !chunk_claim(ch, chunk_page(key)))
+				continue;
+			r = sweep_frozen_pages(c, block, a, key, 1);
+			chunk_set(ch->saved, chunk_page(key));
+			atomic_fetch_add(&c->nr_saved, 1);
+			copied++;
+		}
+	}
+	if (r == 0) {
+		c->stats.arm_left = ranges_bytes(&c->log) >> PAGE_SHIFT;
+		r = arm_protect_ranges(c, &rest, true);
+	}
+	ranges_free(&rest);
+	c->log.n = c->discards.n = 0;
+	return r;
+}
+
+/* Without a userfaultfd to tell, an execve() since attaching goes unnoticed: the descriptors would
+ * show the memory of before. */
+static int reopen_memory(struct capture *c)
+{
+	int pagemap = openat(c->target->procfd, "pagemap", O_RDONLY | O_CLOEXEC);
+	int mem = openat(c->target->procfd, "mem", O_RDONLY | O_CLOEXEC);
+
+	if (pagemap < 0 || mem < 0) {
+		int r = -errno;
+
+		if (pagemap >= 0)
+			close(pagemap);
+		if (mem >= 0)
+			close(mem);
+		return r;
+	}
+	close(c->target->pagemap_fd);
+	close(c->mem_fd);
+	c->target->pagemap_fd = pagemap;
+	c->mem_fd = mem;
+	return 0;
+}
+
+/* Steps 3 to 5, with fault_lock. *ret_again: a large mapping has appeared; arm it first. */
+static int take_memory(struct capture *c, bool hold, struct block **block, bool last_try,
+		       bool *ret_again, struct usnap_err *err)
+{
+	int r = c->uffd < 0 ? reopen_memory(c) : fault_drain(c);
+
+	if (r == 0)
+		r = regions_appeared(c);
+	if (r < 0)
+		return usnap_fail_errno(err, r, "cannot settle the faults of process %d", c->target->pid);
+	if (!last_try && arm_uncovered_bytes(c, &c->maps) > NEW_BYTES) {
+		*ret_again = true;
+		return 0;
+	}
+	r = arm_cover(c, &c->maps, true, err);
+	if (r < 0)
+		return r;
+	if (hold) {
+		/* Nothing moves until everything is copied: what is populated is what is there. */
+		pageset_reset(c->pages);
+		c->log.n = c->discards.n = 0;
+		for (size_t i = 0; i < c->segments.n && r == 0; i++)
+			r = scan_populated(c, &c->segments.s[i], c->segments.s[i].start,
+					   c->segments.s[i].end, true);
+	} else {
+		r = settle_log(c, block);
+	}
+	if (r == 0)
+		r = copy_frozen_regions(c, block);
+	if (r == 0)
+		r = regions_alias(c);
+	if (r < 0)
+		return usnap_fail_errno(err, r, "cannot take the memory of process %d", c->target->pid);
+	c->stats.bytes_populated = c->frozen_extra_bytes;
+	atomic_store(&c->phase, PHASE_PRESERVE);
+	return 0;
+}
+
+/* One stop. -EAGAIN: not every thread could be stopped. */
+static int freeze_once(struct capture *c, bool hold, struct block **block, bool last_try,
+		       bool *ret_again, struct usnap_err *err)
+{
+	uint64_t start, stopped, state;
+	int r = tracees_seize(&c->tracees, c->target, err);
+
+	capture_hurry(true);
+	start = now_ns();
+	if (r == 0)
+		r = tracees_stop(&c->tracees, c->target, true, start + STOP_NS, err);
+	if (r < 0) {
+		tracees_release(&c->tracees);
+		capture_hurry(false);
+		c->stats.freeze_retry_pause_ns = MAX(c->stats.freeze_retry_pause_ns, now_ns() - start);
+		return r;
+	}
+	stopped = now_ns();
+	c->stats.t0_realtime_ns = clock_ns(CLOCK_REALTIME);
+	c->stats.t0_monotonic_ns = stopped;
+	c->stats.t0_boottime_ns = clock_ns(CLOCK_BOOTTIME);
+	c->stats.threads = c->tracees.n;
+
+	struct maps fresh = {0};
+	r = open_stacks(c);
+	if (r == 0)
+		r = maps_read(c->target->procfd, &fresh);
+	if (r < 0) {
+		usnap_fail_errno(err, r, "cannot read the mappings of process %d", c->target->pid);
+	} else {
+		maps_inherit_flags(&fresh, &c->maps);
+		maps_free(&c->maps);
+		c->maps = fresh;
+		c->stats.regions = fresh.n;
+		r = pstate_collect(c->pstate, &c->tracees, &c->maps, err);
+	}
+	state = now_ns();
+	if (r == 0) {
+		pthread_mutex_lock(&c->fault_lock);
+		r = take_memory(c, hold, block, last_try, ret_again, err);
+		pthread_mutex_unlock(&c->fault_lock);
+	}
+	uint64_t memory = now_ns();
+	if (r < 0 || *ret_again || !hold)
+		tracees_release(&c->tracees);
+	c->stats.stop_ns = stopped - start;
+	c->stats.state_ns = state - stopped;
+	c->stats.memory_ns = memory - state;
+	c->stats.pause_ns = now_ns() - start;
+	capture_hurry(false);
+	return r;
+}
+
+int freeze(struct capture *c, bool hold, struct usnap_err *err)
+{
+	struct block *block = NULL;
+	int r = -EAGAIN;
+
+	for (unsigned stops = 0, covers = 0; r == -EAGAIN && stops < STOP_TRIES;) {
+		struct usnap_err why = {0};
+		bool again = false;
+
+		c->frozen_extra_bytes = 0;
+		c->stats.held_bytes = 0;
+		c->stats.frozen_pages = 0;
+		r = freeze_once(c, hold, &block, covers == COVER_TRIES, &again, &why);
+		if (r == 0 && again) {
+			covers++;
+			r = arm(c, &why);
+			if (r == 0)
+				r = -EAGAIN;
+		} else if (r == -EAGAIN) {
+			/* vfork() lasts until the child execs: that is soon, as a rule. */
+			c->stats.freeze_retries++;
+			stops++;
+			usleep(1000u << MIN(stops, 6u));
+		}
+		if (r < 0 && (r != -EAGAIN || stops == STOP_TRIES) && err && !err->code)
+			*err = why;
+		if (c->options.cancel && *c->options.cancel) {
+			r = usnap_fail(err, -ECANCELED, "interrupted");
+			break;
+		}
+	}
+	if (block)
+		pool_put(c->pool, block);
+	return r;
+}

@@ -1,0 +1,55 @@
+/*
+ * Giving the memory back to the kernel's care.
+ *
+ * Unregistering walks and clears page tables under mmap_lock held for
+ * writing: every fault of the target waits. So it goes in small steps with a
+ * breath between; closing the descriptor would do all at once.
+ */
+#include <unistd.h>
+
+#include "capture/session.h"
+#include "common/util.h"
+
+enum {
+	STEP_CHUNKS = 2, /* populated ones in a step: 4 MiB */
+	BREATH_US = 20,
+};
+/* Where nothing is populated a step can be long. */
+#define STEP_EMPTY ((uint64_t)16 << 30)
+
+/* The end of a step that starts at addr. */
+static uint64_t step_end(const struct capture *c, uint64_t addr, uint64_t end)
+{
+	uint64_t at = addr, key;
+
+	for (int i = 0; i < STEP_CHUNKS; i++) {
+		if (!pageset_next(c->pages, at, &key) || key >= end || key - addr >= STEP_EMPTY)
+			return MIN(end, addr + STEP_EMPTY);
+		at = key + CHUNK_BYTES;
+	}
+	return MIN(end, at);
+}
+
+void release(struct capture *c)
+{
+	struct maps maps = {0};
+
+	/* What is mapped now, not what was at T0: a mapping may have moved or grown. */
+	if (c->uffd < 0 || maps_read(c->target->procfd, &maps) < 0)
+		return;
+	maps_inherit_flags(&maps, &c->maps);
+	for (size_t i = 0; i < maps.n; i++) {
+		const struct vma *v = &maps.v[i];
+
+		if (v->kind != VMA_ANON && v->kind != VMA_SHMEM && v->kind != VMA_HUGETLB)
+			continue;
+		for (uint64_t a = v->start, end; a < v->end; a = end) {
+			end = ALIGN_UP(step_end(c, a, v->end), region_unit(v));
+			end = MIN(end, v->end);
+			uffd_unregister(c->uffd, a, end - a);
+			if (end < v->end)
+				usleep(BREATH_US);
+		}
+	}
+	maps_free(&maps);
+}

@@ -1,0 +1,496 @@
+/*
+ * A snapshot from attach to the last page, in the order of its phases.
+ *
+ * The calling thread is the tracer and, while fault and sweep thread work,
+ * their supervisor: it notices when the output has failed, when the user
+ * wants to stop, and when a copy blocks because its page has gone without an
+ * event (nobody but the fault thread could resolve that fault, and it is the
+ * one that waits).
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "capture/session.h"
+#include "common/io.h"
+#include "common/util.h"
+
+/* A single copy that takes longer than this waits for something that will not come. */
+#define STUCK_NS 400000000u
+#define TICK_NS 20000000u
+
+void capture_tear(struct capture *c, const char *fmt, ...)
+{
+	va_list ap;
+
+	pthread_mutex_lock(&c->state_lock);
+	if (!c->torn) {
+		va_start(ap, fmt);
+		vsnprintf(c->stats.torn_reason, sizeof(c->stats.torn_reason), fmt, ap);
+		va_end(ap);
+	}
+	atomic_store(&c->torn, true);
+	pthread_mutex_unlock(&c->state_lock);
+	pool_fail(c->pool);
+}
+
+void capture_fail(struct capture *c, int code, const char *fmt, ...)
+{
+	va_list ap;
+
+	pthread_mutex_lock(&c->state_lock);
+	if (!c->failure.code) {
+		c->failure.code = code;
+		va_start(ap, fmt);
+		vsnprintf(c->failure.text, sizeof(c->failure.text), fmt, ap);
+		va_end(ap);
+	}
+	atomic_store(&c->failed, true);
+	pthread_mutex_unlock(&c->state_lock);
+	pool_fail(c->pool);
+}
+
+void capture_hurry(bool on)
+{
+	struct sched_param param = {.sched_priority = on ? 1 : 0};
+
+	pthread_setschedparam(pthread_self(), on ? SCHED_RR : SCHED_OTHER, &param);
+}
+
+const struct capture_stats *capture_get_stats(const struct capture *c)
+{
+	return &c->stats;
+}
+
+/* ---- snapshot.json ------------------------------------------------------------------------------ */
+
+static void set_file(json_t *j, const char *key, int dirfd_, const char *path)
+{
+	cleanup_free char *text = NULL;
+
+	if (io_read_file_at(dirfd_, path, 4096, &text, NULL) == 0) {
+		text[strcspn(text, "\n")] = '\0';
+		json_object_set_new(j, key, json_string(text));
+	}
+}
+
+static json_t *cmdline(const struct target *t)
+{
+	cleanup_free char *text = NULL;
+	size_t len = 0;
+	json_t *args = json_array();
+
+	/* Longer ones are cut: this says what the process is, process.json has all of it. */
+	if (io_read_file_at(t->procfd, "cmdline", 65536, &text, &len) < 0)
+		return args;
+	for (size_t at = 0; at < len && json_array_size(args) < 256; at += strlen(text + at) + 1) {
+		json_t *s = json_string(text + at);
+
+		/* Not UTF-8: shown as far as it is. */
+		json_array_append_new(args, s ? s : json_string("?"));
+	}
+	return args;
+}
+
+static int write_identity(struct capture *c, struct usnap_err *err)
+{
+	unsigned char id[16];
+	char hex[2 * sizeof(id) + 1];
+	struct utsname u;
+	cleanup_free char *exe = NULL, *text = NULL;
+	const struct capture_stats *s = &c->stats;
+
+	if (getrandom(id, sizeof(id), 0) != sizeof(id) || uname(&u) < 0)
+		return usnap_fail_errno(err, -EIO, "cannot name the image");
+	for (size_t i = 0; i < sizeof(id); i++)
+		snprintf(hex + 2 * i, 3, "%02x", id[i]);
+
+	json_t *j = json_pack("{s:s, s:i, s:s, s:n, s:{s:I, s:I, s:I}, s:s, s:s, s:s, s:i}", "format",
+			      "uffd-snap image", "version", 1, "id", hex, "parent", "t0", "realtime_ns",
+			      (json_int_t)s->t0_realtime_ns, "monotonic_ns",
+			      (json_int_t)s->t0_monotonic_ns, "boottime_ns",
+			      (json_int_t)s->t0_boottime_ns, "host", u.nodename, "kernel", u.release,
+			      "arch", u.machine, "page_size", (int)PAGE_BYTES);
+	json_t *t = json_pack("{s:i, s:I}", "pid", (int)c->target->pid, "start_ticks",
+			      (json_int_t)c->target->start_ticks);
+	json_t *comm = json_string(c->target->comm);
+	json_object_set_new(t, "comm", comm ? comm : json_string("?"));
+	if (io_readlink_at(c->target->procfd, "exe", &exe) == 0)
+		json_object_set_new(t, "exe", json_string(exe));
+	json_object_set_new(t, "cmdline", cmdline(c->target));
+	set_file(t, "boot_id", AT_FDCWD, "/proc/sys/kernel/random/boot_id");
+	json_object_set_new(j, "target", t);
+	json_object_set_new(j, "tool", json_string("uffd-snap " USNAP_VERSION));
+	json_object_set_new(j, "strategy", json_string(s->held ? "held" : "cow"));
+	text = json_dumps(j, JSON_INDENT(1));
+	json_decref(j);
+	if (!text)
+		return usnap_fail_errno(err, -ENOMEM, "cannot name the image");
+	return image_writer_member(c->writer, "snapshot.json", text, strlen(text), err);
+}
+
+static int write_state(struct capture *c, struct usnap_err *err)
+{
+	json_t *j = NULL;
+	int r = pstate_finish(c->pstate, &j, err);
+
+	if (r < 0)
+		return r;
+	cleanup_free char *text = json_dumps(j, JSON_INDENT(1));
+	json_decref(j);
+	if (!text)
+		return usnap_fail_errno(err, -ENOMEM, "cannot write the state of process %d",
+					c->target->pid);
+	r = image_writer_member(c->writer, "process.json", text, strlen(text), err);
+	for (size_t i = 0; i < pstate_nr_threads(c->pstate) && r == 0; i++) {
+		char name[64];
+		const void *notes;
+		size_t len;
+		pid_t tid;
+
+		r = pstate_notes(c->pstate, i, &tid, &notes, &len);
+		if (r < 0)
+			return usnap_fail_errno(err, r, "cannot write the state of a thread");
+		snprintf(name, sizeof(name), "threads/%d.notes", tid);
+		r = image_writer_member(c->writer, name, notes, len, err);
+	}
+	return r;
+}
+
+/* ---- one attempt ---------------------------------------------------------------------------------- */
+
+static bool cancelled(const struct capture *c)
+{
+	return c->options.cancel && *c->options.cancel;
+}
+
+/* The target has ended or runs another program: its old memory is gone. */
+static bool memory_gone(const struct capture *c)
+{
+	/* Any address that could be mapped will do: what answers ESRCH is the memory as a whole. */
+	if (c->uffd >= 0)
+		return uffd_unprotect(c->uffd, MIB(1), PAGE_BYTES) == -ESRCH;
+	return !target_alive(c->target);
+}
+
+static void tick(struct capture *c, uint64_t *last_progress)
+{
+	uint64_t now = now_ns(), since = c->reading_since_ns;
+
+	if (since && now > since && now - since > STUCK_NS) {
+		capture_tear(c, "a page vanished without notice while it was read");
+		release(c); /* wakes everybody, the fault thread too */
+	}
+	if (pool_error(c->pool))
+		capture_fail(c, pool_error(c->pool), "cannot write the image");
+	if (cancelled(c))
+		capture_fail(c, -ECANCELED, "interrupted");
+	if (c->options.progress && now - *last_progress >= 100000000u) {
+		*last_progress = now;
+		c->options.progress(c->options.progress_arg, "sweeping",
+				    (c->nr_saved + c->stats.frozen_pages) * PAGE_BYTES,
+				    c->stats.bytes_populated);
+	}
+}
+
+static void supervise(struct capture *c)
+{
+	uint64_t last_progress = 0;
+
+	for (;;) {
+		struct timespec until;
+
+		tick(c, &last_progress);
+		clock_gettime(CLOCK_MONOTONIC, &until);
+		until.tv_nsec += TICK_NS;
+		until.tv_sec += until.tv_nsec / 1000000000;
+		until.tv_nsec %= 1000000000;
+		if (pthread_clockjoin_np(c->sweep_tid, NULL, CLOCK_MONOTONIC, &until) == 0)
+			break;
+	}
+	c->sweep_running = false;
+}
+
+/* Back to a state from which an attempt can begin. */
+static int begin_attempt(struct capture *c, struct usnap_err *err)
+{
+	pthread_mutex_lock(&c->fault_lock);
+	atomic_store(&c->phase, PHASE_ARM);
+	if (c->open_block) {
+		c->open_block->nr_pages = c->open_block->nr_runs = 0;
+		fault_flush(c);
+	}
+	pthread_mutex_lock(&c->map_lock);
+	segmap_clear(&c->segments);
+	pthread_mutex_unlock(&c->map_lock);
+	pageset_reset(c->pages);
+	c->log.n = c->discards.n = c->rescued.n = 0;
+	pthread_mutex_unlock(&c->fault_lock);
+
+	int r = pool_drain(c->pool);
+	if (r < 0 && !c->torn)
+		return usnap_fail_errno(err, r, "cannot write the image");
+	pool_reset(c->pool);
+	/* Only now: until here faults were let through without a copy. */
+	c->torn = false;
+	c->nr_saved = 0;
+	struct capture_stats *s = &c->stats;
+	s->faults = s->fault_pages = s->missing_faults = s->sweep_pages = s->frozen_pages = 0;
+	s->arm_faults = s->fault_max_ns = s->rescued_pages = 0;
+	memset(s->fault_latency, 0, sizeof(s->fault_latency));
+	return image_writer_begin(c->writer, err);
+}
+
+/* The fault thread has nothing more to save: what it holds goes to the pool. */
+static void end_preserve(struct capture *c)
+{
+	uint64_t first = 0, unsaved;
+
+	pthread_mutex_lock(&c->fault_lock);
+	unsaved = capture_stopping(c) ? 0 : pageset_count_unsaved(c->pages, &first);
+	if (unsaved)
+		capture_tear(c, "%llu pages from %#llx on were not saved", (unsigned long long)unsaved,
+			     (unsigned long long)first);
+	fault_flush(c);
+	if (!c->torn)
+		atomic_store(&c->phase, PHASE_RELEASE);
+	pthread_mutex_unlock(&c->fault_lock);
+}
+
+static int preserve(struct capture *c, struct usnap_err *err)
+{
+	uint64_t start = now_ns();
+	int r = sweep_start(c, err);
+
+	if (r < 0)
+		return r;
+	struct usnap_err why = {0};
+	r = write_identity(c, &why);
+	if (r == 0)
+		r = write_state(c, &why);
+	if (r < 0)
+		capture_fail(c, r, "%s", why.text);
+	supervise(c);
+	end_preserve(c);
+	c->stats.preserve_ns = now_ns() - start;
+	return 0;
+}
+
+/* Everything is copied while every thread stands still. */
+static int hold(struct capture *c, struct usnap_err *err)
+{
+	uint64_t start = now_ns();
+	int r = write_identity(c, err);
+
+	if (r == 0)
+		r = write_state(c, err);
+	if (r == 0)
+		r = sweep_held(c, err);
+	end_preserve(c);
+	if (r < 0 || !c->options.kill)
+		tracees_release(&c->tracees);
+	c->stats.preserve_ns = now_ns() - start;
+	if (!c->options.kill)
+		c->stats.pause_ns += c->stats.preserve_ns;
+	return r;
+}
+
+static int attempt(struct capture *c, bool held, struct usnap_err *err)
+{
+	uint64_t start;
+	int r = begin_attempt(c, err);
+
+	if (r < 0)
+		return r;
+	c->stats.held = held;
+	start = now_ns();
+	if (c->uffd >= 0) {
+		r = arm(c, err);
+		c->stats.arm_ns = now_ns() - start;
+	}
+	if (r == 0)
+		r = freeze(c, held, err);
+	if (r < 0)
+		return r;
+	c->stats.bytes_populated += pageset_count_populated(c->pages) * PAGE_BYTES;
+	return held ? hold(c, err) : preserve(c, err);
+}
+
+/* ---- the whole ------------------------------------------------------------------------------------- */
+
+static int attach(struct capture *c, struct usnap_err *err)
+{
+	uint64_t start = now_ns();
+	int r = maps_read_flags(c->target->procfd, &c->maps);
+
+	if (r < 0)
+		return usnap_fail_errno(err, r, "cannot read the mappings of process %d", c->target->pid);
+	r = remote_find_gadgets(&c->gadgets, c->target, &c->maps, err);
+	if (r < 0)
+		return r;
+	c->mem_fd = openat(c->target->procfd, "mem", O_RDONLY | O_CLOEXEC);
+	if (c->mem_fd < 0)
+		return usnap_fail_errno(err, -errno, "cannot read the memory of process %d",
+					c->target->pid);
+	/* A snapshot that ends the process holds it for the copy: nothing to protect. */
+	if (!c->options.kill) {
+		r = uffd_take(&c->uffd, &c->features, c->target, &c->gadgets, err);
+		if (r < 0)
+			return r;
+		r = fault_start(c, err);
+		if (r < 0)
+			return r;
+	}
+	r = pstate_prepare(&c->pstate, c->target, &c->gadgets, err);
+	c->stats.attach_ns = now_ns() - start;
+	return r;
+}
+
+static void detach(struct capture *c)
+{
+	uint64_t start = now_ns();
+
+	pthread_mutex_lock(&c->fault_lock);
+	atomic_store(&c->phase, PHASE_RELEASE);
+	pthread_mutex_unlock(&c->fault_lock);
+	release(c);
+	fault_stop(c);
+	if (c->uffd >= 0)
+		close(c->uffd);
+	c->uffd = -1;
+	c->stats.release_ns = now_ns() - start;
+}
+
+static int attempts(struct capture *c, struct usnap_err *err)
+{
+	for (;;) {
+		struct usnap_err why = {0};
+		bool held = c->options.kill || c->stats.torn >= c->options.max_torn;
+		int r = attempt(c, held, &why);
+
+		if (r < 0 && !capture_stopping(c)) {
+			if (err && !err->code)
+				*err = why;
+			return r;
+		}
+		if (c->failed || (c->torn && memory_gone(c))) {
+			if (!c->failure.code)
+				capture_fail(c, -ESRCH,
+					     "process %d has ended or runs another program now",
+					     c->target->pid);
+			if (pool_error(c->pool))
+				image_writer_flush(c->writer, err); /* knows the reason in full */
+			if (err && !err->code)
+				*err = c->failure;
+			return c->failure.code;
+		}
+		if (!c->torn)
+			return 0;
+		c->stats.torn++;
+		if (c->stats.torn >= c->options.max_torn && !c->options.hold) {
+			usnap_fail(err, -EAGAIN, "cannot take a consistent snapshot of process %d: %s",
+				   c->target->pid, c->stats.torn_reason);
+			return usnap_hint(err, "without --no-hold its threads are held for the copy");
+		}
+	}
+}
+
+static void capture_free(struct capture *c)
+{
+	pool_free(c->pool);
+	pageset_free(c->pages);
+	pstate_free(c->pstate);
+	maps_free(&c->maps);
+	segmap_clear(&c->segments);
+	ranges_free(&c->log);
+	ranges_free(&c->discards);
+	ranges_free(&c->rescued);
+	free(c->deferred);
+	free(c->objects);
+	free(c->aliases);
+	if (c->mem_fd >= 0)
+		close(c->mem_fd);
+	if (c->wake_fd >= 0)
+		close(c->wake_fd);
+	pthread_mutex_destroy(&c->map_lock);
+	pthread_mutex_destroy(&c->fault_lock);
+	pthread_mutex_destroy(&c->state_lock);
+	free(c);
+}
+
+static bool ksm_runs(void)
+{
+	cleanup_free char *run = NULL;
+
+	return io_read_file_at(AT_FDCWD, "/sys/kernel/mm/ksm/run", 16, &run, NULL) == 0 && run[0] != '0';
+}
+
+int capture_run(struct capture **ret, struct target *target, struct image_writer *writer,
+		const struct capture_options *options, struct usnap_err *err)
+{
+	struct capture *c = calloc(1, sizeof(*c));
+	if (!c)
+		return usnap_fail_errno(err, -ENOMEM, "cannot begin a snapshot");
+	c->options = *options;
+	c->target = target;
+	c->writer = writer;
+	c->uffd = c->mem_fd = -1;
+	c->ksm = ksm_runs();
+	pthread_mutex_init(&c->map_lock, NULL);
+	pthread_mutex_init(&c->fault_lock, NULL);
+	pthread_mutex_init(&c->state_lock, NULL);
+	c->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	c->pages = pageset_new();
+	int r = c->wake_fd < 0 || !c->pages ? -ENOMEM : 0;
+	if (r < 0)
+		usnap_fail_errno(err, r, "cannot begin a snapshot");
+	if (r == 0)
+		r = pool_new(&c->pool, writer, options->pool_bytes, options->nr_threads, err);
+	if (r == 0)
+		r = attach(c, err);
+	if (r == 0)
+		r = attempts(c, err);
+	if (r < 0)
+		tracees_release(&c->tracees);
+	detach(c);
+	if (r == 0) {
+		r = pool_drain(c->pool);
+		/* The writer has the words for its failure. */
+		int f = image_writer_flush(writer, err);
+		r = f < 0 ? f : r < 0 ? usnap_fail_errno(err, r, "cannot compress the pages") : 0;
+	}
+	if (r == 0) {
+		cleanup_free char *stats = capture_stats_json(c);
+		r = stats ? image_writer_commit(writer, c->aliases, c->nr_aliases, stats, strlen(stats), err)
+			  : usnap_fail_errno(err, -ENOMEM, "cannot write the statistics");
+	}
+	if (r < 0) {
+		tracees_release(&c->tracees);
+		/* Encoders end before the writer may. */
+		if (c->pool)
+			image_writer_abort(writer);
+		capture_free(c);
+		return r;
+	}
+	*ret = c;
+	return 0;
+}
+
+void capture_end(struct capture *c, bool kill_target)
+{
+	if (!c)
+		return;
+	if (kill_target && c->tracees.n)
+		syscall(SYS_pidfd_send_signal, c->target->pidfd, SIGKILL, NULL, 0);
+	tracees_release(&c->tracees);
+	capture_free(c);
+}

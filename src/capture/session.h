@@ -1,0 +1,200 @@
+/*
+ * What the parts of a capture share. Inside src/capture only.
+ *
+ * Locks, in the order in which they may be taken:
+ *   fault_lock  the reader of the userfaultfd and all that handling a message
+ *               touches: log, discards, deferred faults, the open block
+ *   map_lock    segments and objects
+ */
+#ifndef USNAP_CAPTURE_SESSION_H
+#define USNAP_CAPTURE_SESSION_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "capture/capture.h"
+#include "capture/pageset.h"
+#include "capture/pool.h"
+#include "capture/segmap.h"
+#include "capture/uffd.h"
+#include "process/maps.h"
+#include "process/pstate.h"
+#include "process/remote.h"
+#include "process/tracee.h"
+
+enum phase {
+	PHASE_ARM,      /* faults are logged and resolved */
+	PHASE_PRESERVE, /* faults are copied first */
+	PHASE_RELEASE,  /* nothing is left to save: faults are resolved */
+};
+
+struct range {
+	uint64_t start, end;
+};
+
+struct ranges {
+	struct range *r;
+	size_t n, room;
+};
+
+int ranges_add(struct ranges *rs, uint64_t start, uint64_t end);
+/* Sorts, and joins what overlaps or lies at most gap bytes apart. */
+void ranges_merge(struct ranges *rs, uint64_t gap);
+uint64_t ranges_bytes(const struct ranges *rs);
+void ranges_free(struct ranges *rs);
+
+/* A shared object: memory that several mappings may show. */
+struct object {
+	uint32_t dev_major, dev_minor;
+	uint64_t inode;
+	uint64_t key; /* of its page at offset 0 */
+	bool frozen;  /* can change behind our back: copied while every thread stands still */
+};
+
+struct capture {
+	struct capture_options options;
+	struct capture_stats stats;
+	struct target *target;
+	struct image_writer *writer;
+	struct remote_gadgets gadgets;
+	struct pool *pool;
+	struct pageset *pages;
+	struct pstate *pstate;
+	struct tracees tracees; /* while stopped */
+	int uffd, mem_fd;
+	uint64_t features;
+	bool ksm;
+
+	struct maps maps; /* the latest; at and after T0 those of T0 */
+	uint64_t frozen_extra_bytes;
+
+	pthread_mutex_t map_lock;
+	struct segmap segments;
+	struct object *objects;
+	size_t nr_objects;
+	struct image_alias *aliases; /* of T0 */
+	size_t nr_aliases;
+
+	pthread_t fault_tid, sweep_tid;
+	bool fault_running, sweep_running;
+	int wake_fd; /* eventfd: makes the fault thread look around */
+	_Atomic bool fault_quit;
+	_Atomic int phase;
+
+	pthread_mutex_t fault_lock;
+	struct ranges log;      /* resolved while arming: to be protected again */
+	struct ranges discards; /* seen while arming: what is populated there must be looked up again */
+	struct deferred *deferred;
+	size_t nr_deferred, deferred_room;
+	struct block *open_block;
+	uint64_t last_fault_key;
+	pid_t last_discarder;
+	struct ranges rescued;
+
+	/* Odd while events are being read; moves on with every event (sweep.c). */
+	_Atomic uint64_t event_seq;
+	_Atomic uint64_t reading_since_ns; /* the fault thread is copying since; 0: it is not */
+
+	_Atomic bool torn, failed;
+	_Atomic bool sweep_done;
+	pthread_mutex_t state_lock; /* torn_reason, failure */
+	struct usnap_err failure;   /* of the fault or sweep thread */
+	_Atomic uint64_t nr_saved;
+};
+
+/* This attempt cannot become an image. The first reason is kept. */
+void capture_tear(struct capture *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* This snapshot cannot be taken at all. */
+void capture_fail(struct capture *c, int code, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+static inline bool capture_stopping(const struct capture *c)
+{
+	return c->torn || c->failed;
+}
+
+/* While the target waits for the calling thread, it comes before everything that does not: real-time
+ * priority, where the right to it is there; else nothing changes. */
+void capture_hurry(bool on);
+
+/* regions.c: which mappings are captured, and how */
+enum how {
+	HOW_NONE,    /* nothing to copy: a file, a device */
+	HOW_PROTECT, /* registered and write-protected */
+	HOW_FROZEN,  /* written pages copied while every thread stands still */
+};
+enum how region_how(const struct capture *c, const struct vma *v);
+/* Registration mode and unit of a HOW_PROTECT mapping. */
+uint64_t region_mode(const struct vma *v);
+uint64_t region_unit(const struct vma *v);
+/* The object of a shared mapping (made on first sight), or -1. */
+int region_object(struct capture *c, const struct vma *v);
+/* Marks objects that can change behind our back. */
+int regions_find_frozen_objects(struct capture *c, struct usnap_err *err);
+/* While every thread stands still: shared objects seen for the first time are taken as ones that
+ * can change behind our back, which is always right. */
+int regions_appeared(struct capture *c);
+int regions_alias(struct capture *c);
+
+/* scan.c: what is populated, what is protected */
+typedef int scan_fn(void *arg, uint64_t start, uint64_t end, uint64_t categories);
+/* Calls fn for every range of [start, end) whose pages match all of mask (with
+ * inverted bits) and any of anyof. */
+int scan_pages(const struct capture *c, uint64_t start, uint64_t end, uint64_t inverted,
+	       uint64_t mask, uint64_t anyof, scan_fn *fn, void *arg);
+/* Brings the populated bits of a segment's part up to date. */
+int scan_populated(struct capture *c, const struct segment *s, uint64_t start, uint64_t end,
+		   bool frozen);
+/* 1: every page of [start, end) is there and protected; 0: not. */
+int scan_protected(const struct capture *c, uint64_t start, uint64_t end);
+
+/* For a shared mapping that is copied while nothing runs: what its object holds. */
+int scan_shared_frozen(struct capture *c, const struct vma *v, scan_fn *fn, void *arg);
+
+/* memory.c: bytes of the target */
+int memory_read(const struct capture *c, uint64_t addr, void *buf, size_t len);
+
+/* arm.c */
+int arm(struct capture *c, struct usnap_err *err);
+int arm_cover(struct capture *c, const struct maps *maps, bool frozen, struct usnap_err *err);
+/* Bytes of maps that would have to be armed yet. */
+uint64_t arm_uncovered_bytes(struct capture *c, const struct maps *maps);
+int arm_log(struct capture *c, uint64_t start, uint64_t end);
+int arm_protect_ranges(struct capture *c, const struct ranges *rs, bool frozen);
+
+/* freeze.c */
+int freeze(struct capture *c, bool hold, struct usnap_err *err);
+
+/* fault.c */
+int fault_start(struct capture *c, struct usnap_err *err);
+void fault_stop(struct capture *c);
+/* Reads and handles what is there. With fault_lock. */
+int fault_drain(struct capture *c);
+void fault_flush(struct capture *c);
+enum served { SERVED, AGAIN /* an event is pending */, NO_BLOCK };
+/* Claims, copies and marks as saved what is populated and free in [key, key+len) of s. With
+ * fault_lock. */
+enum served fault_copy(struct capture *c, const struct segment *s, uint64_t key, uint64_t len);
+/* Lifts the protection of what has been saved: [key, key+nr) at addr. */
+int fault_finish(struct capture *c, const struct segment *s, uint64_t addr, uint64_t key,
+		 unsigned nr_pages);
+
+/* discard.c: with fault_lock */
+void discard_event(struct capture *c, const struct uffd_msg *msg);
+/* An event waits unread: saves what it is about to destroy, if it can be found out. */
+void discard_rescue(struct capture *c);
+
+/* sweep.c */
+int sweep_start(struct capture *c, struct usnap_err *err);
+void sweep_join(struct capture *c);
+/* Copies [addr, addr+nr) under key while every thread stands still. */
+int sweep_frozen_pages(struct capture *c, struct block **block, uint64_t addr, uint64_t key,
+		       uint64_t nr_pages);
+int sweep_held(struct capture *c, struct usnap_err *err);
+
+/* release.c */
+void release(struct capture *c);
+
+/* capstats.c */
+char *capture_stats_json(const struct capture *c);
+
+#endif
