@@ -74,11 +74,13 @@ static int verify_file(struct verify_run *v, struct usnap_image *img)
 static json_t *describe(const struct verify_run *v, struct usnap_image *img, int code)
 {
 	struct usnap_info info = {0};
-	json_t *j = json_pack("{s:s?,s:b}", "file", v->file, "sound", code == EXIT_DONE);
+	json_t *j = json_object(), *name = json_string(v->file);
 
 	/* A name that is not UTF-8 cannot be in JSON: the order tells. */
-	if (!j)
-		j = json_pack("{s:n,s:b}", "file", "sound", code == EXIT_DONE);
+	json_object_set_new(j, "file", name ? name : json_null());
+	/* Of what could not be read nothing is known. */
+	json_object_set_new(j, "sound",
+			    code == EXIT_FAILED ? json_null() : json_boolean(code == EXIT_DONE));
 	if (code == EXIT_FAILED) {
 		json_object_set_new(j, "error", json_string(usnap_image_error(img)));
 	} else if (usnap_image_get_info(img, &info, sizeof(info)) == 0) {

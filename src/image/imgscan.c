@@ -62,6 +62,19 @@ static int meet(struct usnap_image *img, struct img_scan *s, struct seen *seen,
 	return 0;
 }
 
+/* Fills the last block of an entry up; zero, or not what was written. */
+static int check_padding(struct usnap_image *img, uint64_t end)
+{
+	unsigned char block[FORMAT_TAR_BLOCK];
+	size_t len = (size_t)(ustar_padded(end) - end);
+	int r = img_pread(img, block, len, end);
+
+	for (size_t i = 0; i < len && r == 0; i++)
+		if (block[i])
+			return img_damaged(img, end + i, "a byte of padding that is not zero");
+	return r;
+}
+
 static int scan(struct usnap_image *img, struct img_scan *s, struct seen *seen)
 {
 	unsigned char block[FORMAT_TAR_BLOCK];
@@ -86,7 +99,7 @@ static int scan(struct usnap_image *img, struct img_scan *s, struct seen *seen)
 			r = read_pax(img, &e, content, &pax_size);
 		else
 			r = meet(img, s, seen, &e, content, size, &room);
-		if (r < 0)
+		if (r < 0 || (r = check_padding(img, content + size)) < 0)
 			return r;
 		if (e.type == '0')
 			pax_size = 0;

@@ -44,6 +44,8 @@ struct verify {
 	atomic_uint_fast64_t next_frame;
 	atomic_int failed; /* out of memory, I/O error: not the image's fault */
 
+	bool archive_differs;
+
 	pthread_mutex_t lock;
 	struct finding *findings;
 	size_t nr_findings, nr_beyond;
@@ -282,11 +284,7 @@ static int check_archive(struct verify *v, const struct usnap_verify_options *o)
 	}
 	if (r == 0 && !atomic_load(&v->failed)) {
 		hash_canonical(hash, XXH3_128bits_digest(state));
-		if (memcmp(hash, img->archive_hash, sizeof(hash)) != 0)
-			add_finding(
-				v, 0,
-				"the file differs from its hash, somewhere before offset %" PRIu64,
-				img->commit_content);
+		v->archive_differs = memcmp(hash, img->archive_hash, sizeof(hash)) != 0;
 	}
 	XXH3_freeState(state);
 	return r == -ENODATA ? 0 : r;
@@ -336,7 +334,15 @@ static int run(struct verify *v, const struct usnap_verify_options *o)
 	for (unsigned i = 0; i < started; i++)
 		pthread_join(threads[i], NULL);
 	r = atomic_load(&v->failed);
-	return r < 0 ? r : check_end(v);
+	if (r < 0 || (r = check_end(v)) < 0)
+		return r;
+	/* Worth saying only when nothing else has said where. */
+	if (v->archive_differs && !v->nr_findings)
+		add_finding(v, 0,
+			    "some byte before offset %" PRIu64
+			    " differs, in what no page and no member is made of",
+			    v->img->commit_content);
+	return 0;
 }
 
 int usnap_image_verify(struct usnap_image *img, const struct usnap_verify_options *options)

@@ -16,8 +16,6 @@
  */
 #include "image/writer.h"
 
-#include <archive.h>
-#include <archive_entry.h>
 #include <errno.h>
 #include <jansson.h>
 #include <pthread.h>
@@ -29,10 +27,11 @@
 #include <zstd.h>
 
 #include "common/util.h"
+#include "image/commit.h"
 #include "image/format.h"
 #include "image/hash.h"
 #include "image/pageindex.h"
-#include "image/sink.h"
+#include "image/tarball.h"
 
 enum {
 	SEGMENT_BYTES = 4 << 20,
@@ -50,12 +49,6 @@ struct segment {
 	size_t used;
 	uint32_t nr; /* in the archive */
 	enum segment_state state;
-};
-
-struct member {
-	char name[FORMAT_MAX_NAME + 1];
-	uint64_t offset, size; /* of the content */
-	XXH128_hash_t hash;
 };
 
 struct image_writer {
@@ -77,14 +70,9 @@ struct image_writer {
 	bool begun, closing, committed;
 
 	pthread_mutex_t io_lock;
-	struct sink sink;
-	int sink_error; /* what libarchive's callback met */
-	struct archive *archive;
-	struct member *members;
-	size_t nr_members, room_members;
+	struct tarball tar;
 	unsigned char id[FORMAT_ID_BYTES];
 	char id_text[2 * FORMAT_ID_BYTES + 1];
-	int64_t mtime;
 };
 
 struct image_encoder {
@@ -131,147 +119,6 @@ static int report(struct image_writer *w, struct usnap_err *err)
 	return r;
 }
 
-/* ---- the archive; all of it under io_lock ---- */
-
-static la_ssize_t on_write(struct archive *a, void *ctx, const void *buf, size_t len)
-{
-	struct image_writer *w = ctx;
-	int r = w->sink_error ? w->sink_error : sink_write(&w->sink, buf, len);
-
-	if (r < 0) {
-		w->sink_error = r;
-		archive_set_error(a, -r, "write failed");
-		return -1;
-	}
-	return (la_ssize_t)len;
-}
-
-static int archive_failed(struct image_writer *w)
-{
-	struct usnap_err err = {0};
-	int code = w->sink_error;
-
-	if (code == -ECANCELED)
-		usnap_fail(&err, code, "cannot write the image: given up");
-	else if (code)
-		usnap_fail_errno(&err, code, "cannot write the image");
-	else
-		usnap_fail(&err, -EIO, "cannot write the image: %s",
-			   archive_error_string(w->archive) ? archive_error_string(w->archive)
-							    : "the archive is broken");
-	if (code == -ENOSPC || code == -EDQUOT)
-		usnap_hint(&err, "free some space, or write to another file system");
-	else if (code == -EFBIG)
-		usnap_hint(&err, "raise the limit on file sizes (ulimit -f)");
-	else if (code == -EPIPE)
-		usnap_hint(&err, "the program that reads the image ended before it was complete");
-	return fail_with(w, &err);
-}
-
-static void archive_drop(struct image_writer *w)
-{
-	if (!w->archive)
-		return;
-	archive_write_fail(w->archive); /* or freeing it would write its end */
-	archive_write_free(w->archive);
-	w->archive = NULL;
-}
-
-static int archive_begin(struct image_writer *w)
-{
-	struct archive *a = archive_write_new();
-	struct usnap_err err = {0};
-
-	if (!a) {
-		usnap_fail_errno(&err, -ENOMEM, "cannot write the image");
-		return fail_with(w, &err);
-	}
-	w->archive = a;
-	/* Unbuffered: the sink's position must be the archive's. */
-	if (archive_write_set_format_pax_restricted(a) != ARCHIVE_OK ||
-	    archive_write_set_bytes_per_block(a, 0) != ARCHIVE_OK ||
-	    archive_write_set_bytes_in_last_block(a, 1) != ARCHIVE_OK ||
-	    archive_write_open(a, w, NULL, on_write, NULL) != ARCHIVE_OK)
-		return archive_failed(w);
-	return 0;
-}
-
-static int member_header(struct image_writer *w, const char *name, uint64_t size)
-{
-	struct archive_entry *e = archive_entry_new();
-	int r = ARCHIVE_FATAL;
-
-	if (e) {
-		archive_entry_set_pathname(e, name);
-		archive_entry_set_filetype(e, AE_IFREG);
-		archive_entry_set_perm(e, 0600);
-		archive_entry_set_mtime(e, w->mtime, 0);
-		archive_entry_set_size(e, (la_int64_t)size);
-		r = archive_write_header(w->archive, e);
-		archive_entry_free(e);
-	}
-	return r == ARCHIVE_OK ? 0 : archive_failed(w);
-}
-
-static int member_data(struct image_writer *w, const void *buf, size_t len)
-{
-	if (len && archive_write_data(w->archive, buf, len) != (la_ssize_t)len)
-		return archive_failed(w);
-	return 0;
-}
-
-static int member_end(struct image_writer *w)
-{
-	return archive_write_finish_entry(w->archive) == ARCHIVE_OK ? 0 : archive_failed(w);
-}
-
-static int member_note(struct image_writer *w, const char *name, uint64_t offset, uint64_t size,
-		       XXH128_hash_t hash)
-{
-	struct member *m = NULL;
-
-	for (size_t i = 0; i < w->nr_members && !m; i++)
-		if (!strcmp(w->members[i].name, name))
-			m = &w->members[i];
-	if (!m) {
-		if (w->nr_members == w->room_members) {
-			size_t room = w->room_members ? 2 * w->room_members : 32;
-			struct member *v = reallocarray(w->members, room, sizeof(*v));
-
-			if (!v)
-				return -ENOMEM;
-			w->members = v;
-			w->room_members = room;
-		}
-		m = &w->members[w->nr_members++];
-	}
-	snprintf(m->name, sizeof(m->name), "%s", name);
-	m->offset = offset;
-	m->size = size;
-	m->hash = hash;
-	return 0;
-}
-
-static int member_whole(struct image_writer *w, const char *name, const void *buf, size_t len)
-{
-	uint64_t offset;
-	int r;
-
-	if ((r = member_header(w, name, len)) < 0)
-		return r;
-	offset = w->sink.position;
-	if ((r = member_data(w, buf, len)) < 0 || (r = member_end(w)) < 0)
-		return r;
-	r = member_note(w, name, offset, len, XXH3_128bits(buf, len));
-	if (r < 0) {
-		struct usnap_err err = {0};
-
-		usnap_fail_errno(&err, r, "cannot write the image");
-		return fail_with(w, &err);
-	}
-	return 0;
-}
-
 /* ---- segments ---- */
 
 static int note_base(struct image_writer *w, uint32_t nr, uint64_t offset)
@@ -286,30 +133,27 @@ static int note_base(struct image_writer *w, uint32_t nr, uint64_t offset)
 	return 0;
 }
 
-static void write_segment(struct image_writer *w, struct segment *s)
+static int write_segment(struct image_writer *w, const struct segment *s, struct usnap_err *err)
 {
 	char name[32];
 	uint64_t offset;
-	int r = 0;
+	int r;
 
 	snprintf(name, sizeof(name), FORMAT_PAGES_DIR "%06u.zst", s->nr);
 	pthread_mutex_lock(&w->io_lock);
-	if (!w->archive || member_header(w, name, s->used) < 0)
-		goto out;
-	offset = w->sink.position;
-	if (member_data(w, s->buf, s->used) < 0 || member_end(w) < 0)
-		goto out;
+	r = tarball_header(&w->tar, name, s->used, err);
+	offset = w->tar.sink.position;
+	if (r == 0)
+		r = tarball_data(&w->tar, s->buf, s->used, err);
+	if (r == 0)
+		r = tarball_end_member(&w->tar, err);
+	pthread_mutex_unlock(&w->io_lock);
+	if (r < 0)
+		return r;
 	pthread_mutex_lock(&w->lock);
 	r = note_base(w, s->nr, offset);
-	if (r < 0) {
-		struct usnap_err err = {0};
-
-		usnap_fail_errno(&err, r, "cannot write the image");
-		fail_locked(w, &err);
-	}
 	pthread_mutex_unlock(&w->lock);
-out:
-	pthread_mutex_unlock(&w->io_lock);
+	return r < 0 ? usnap_fail_errno(err, r, "cannot write the image") : 0;
 }
 
 /* The full segment that comes first, or NULL. Needs lock. */
@@ -338,9 +182,12 @@ static void *writer_thread(void *ctx)
 		s->state = SEGMENT_WRITING;
 		bool skip = w->failure.code != 0;
 		pthread_mutex_unlock(&w->lock);
+		struct usnap_err err = {0};
 		if (!skip)
-			write_segment(w, s);
+			write_segment(w, s, &err);
 		pthread_mutex_lock(&w->lock);
+		if (err.code)
+			fail_locked(w, &err);
 		s->state = SEGMENT_FREE;
 		s->used = 0;
 		pthread_cond_broadcast(&w->to_encoders);
@@ -553,7 +400,7 @@ int image_writer_open(struct image_writer **ret, const struct image_writer_optio
 	pthread_cond_init(&w->to_encoders, NULL);
 	pthread_cond_init(&w->to_writer, NULL);
 	pageindex_init(&w->index, options->page_size);
-	r = sink_open(&w->sink, options->fd, options->rate_bytes_s);
+	r = tarball_open(&w->tar, options->fd, options->rate_bytes_s);
 	for (int i = 0; i < NR_SEGMENTS && r == 0; i++)
 		if (!(w->seg[i].buf = malloc(SEGMENT_BYTES)))
 			r = -ENOMEM;
@@ -577,6 +424,7 @@ int image_writer_open(struct image_writer **ret, const struct image_writer_optio
 
 int image_writer_begin(struct image_writer *w, struct usnap_err *err)
 {
+	struct usnap_err failure = {0};
 	bool writing = true;
 	int r = report(w, err);
 
@@ -597,27 +445,18 @@ int image_writer_begin(struct image_writer *w, struct usnap_err *err)
 	}
 	pageindex_clear(&w->index);
 	memset(&w->stats, 0, sizeof(w->stats));
-	if (w->sink.rewindable)
+	if (w->tar.sink.rewindable)
 		w->next_segment = 0;
 	w->begun = true;
 	w->committed = false;
 	pthread_mutex_unlock(&w->lock);
 
 	pthread_mutex_lock(&w->io_lock);
-	w->nr_members = 0;
 	w->id_text[0] = '\0';
-	w->mtime = (int64_t)(wall_ns() / 1000000000u);
-	if (w->sink.rewindable) {
-		archive_drop(w);
-		r = sink_rewind(&w->sink);
-		if (r < 0) {
-			w->sink_error = r;
-			archive_failed(w);
-		}
-	}
-	if (r == 0 && !w->archive)
-		archive_begin(w);
+	r = tarball_begin(&w->tar, &failure);
 	pthread_mutex_unlock(&w->io_lock);
+	if (r < 0)
+		fail_with(w, &failure);
 	return report(w, err);
 }
 
@@ -636,7 +475,7 @@ static int learn_identity(struct image_writer *w, const void *buf, size_t len,
 	} else {
 		snprintf(w->id_text, sizeof(w->id_text), "%s", id);
 		if (t0 > 0)
-			w->mtime = t0 / 1000000000;
+			w->tar.mtime = t0 / 1000000000;
 	}
 	json_decref(j);
 	return r;
@@ -645,6 +484,7 @@ static int learn_identity(struct image_writer *w, const void *buf, size_t len,
 int image_writer_member(struct image_writer *w, const char *name, const void *buf, size_t len,
 			struct usnap_err *err)
 {
+	struct usnap_err failure = {0};
 	int r = report(w, err);
 
 	if (r < 0)
@@ -657,8 +497,10 @@ int image_writer_member(struct image_writer *w, const char *name, const void *bu
 	if (!strcmp(name, FORMAT_SNAPSHOT))
 		r = learn_identity(w, buf, len, err);
 	if (r == 0)
-		r = member_whole(w, name, buf, len);
+		r = tarball_member(&w->tar, name, buf, len, &failure);
 	pthread_mutex_unlock(&w->io_lock);
+	if (failure.code)
+		fail_with(w, &failure);
 	report(w, err);
 	return r;
 }
@@ -679,175 +521,14 @@ void image_writer_get_stats(struct image_writer *w, struct image_writer_stats *r
 	pthread_mutex_lock(&w->lock);
 	*ret = w->stats;
 	pthread_mutex_unlock(&w->lock);
-	ret->file_bytes = w->sink.total_bytes;
-}
-
-/* ---- the index and commit.json ---- */
-
-/* The index goes through zstd twice: once to learn the size that its tar
- * header must state, once to be written. Keeping the result would cost the
- * memory that the promise of 40 bytes per page does not have, and zstd gives
- * the same bytes for the same calls. */
-struct index_pass {
-	struct image_writer *w;
-	ZSTD_CCtx *cctx;
-	XXH3_state_t *hash;
-	uint64_t size;
-	bool write;
-	size_t room;
-	unsigned char *out;
-};
-
-static int index_feed(struct index_pass *p, const void *buf, size_t len, ZSTD_EndDirective end)
-{
-	ZSTD_inBuffer in = {.src = buf, .size = len};
-	size_t left;
-
-	do {
-		ZSTD_outBuffer out = {.dst = p->out, .size = p->room};
-		int r;
-
-		left = ZSTD_compressStream2(p->cctx, &out, &in, end);
-		if (ZSTD_isError(left)) {
-			struct usnap_err err = {0};
-
-			usnap_fail(&err, -EIO, "cannot compress the page index: %s",
-				   ZSTD_getErrorName(left));
-			return fail_with(p->w, &err);
-		}
-		p->size += out.pos;
-		XXH3_128bits_update(p->hash, p->out, out.pos);
-		if (p->write && (r = member_data(p->w, p->out, out.pos)) < 0)
-			return r;
-	} while (in.pos < in.size || (end == ZSTD_e_end && left));
-	return 0;
-}
-
-static int on_index(void *ctx, const void *buf, size_t len)
-{
-	struct index_pass *p = ctx;
-
-	return index_feed(p, buf, len, ZSTD_e_continue);
-}
-
-static int index_run(struct index_pass *p)
-{
-	struct image_writer *w = p->w;
-	int r;
-
-	p->size = 0;
-	XXH3_128bits_reset(p->hash);
-	ZSTD_CCtx_reset(p->cctx, ZSTD_reset_session_and_parameters);
-	if (ZSTD_isError(ZSTD_CCtx_setParameter(p->cctx, ZSTD_c_compressionLevel, 1)) ||
-	    ZSTD_isError(ZSTD_CCtx_setParameter(p->cctx, ZSTD_c_checksumFlag, 1)) ||
-	    ZSTD_isError(ZSTD_CCtx_setPledgedSrcSize(p->cctx, pageindex_bytes(&w->index))))
-		return -ENOMEM;
-	r = pageindex_emit(&w->index, w->id, w->base.p, on_index, p);
-	return r < 0 ? r : index_feed(p, NULL, 0, ZSTD_e_end);
-}
-
-static int write_index(struct image_writer *w)
-{
-	struct index_pass p = {.w = w, .room = ZSTD_CStreamOutSize()};
-	XXH128_hash_t first;
-	uint64_t size, offset;
-	int r = -ENOMEM;
-
-	p.cctx = ZSTD_createCCtx();
-	p.hash = XXH3_createState();
-	p.out = malloc(p.room);
-	if (!p.cctx || !p.hash || !p.out)
-		goto out;
-	if ((r = index_run(&p)) < 0)
-		goto out;
-	size = p.size;
-	first = XXH3_128bits_digest(p.hash);
-	if ((r = member_header(w, FORMAT_INDEX, size)) < 0)
-		goto out;
-	offset = w->sink.position;
-	p.write = true;
-	if ((r = index_run(&p)) < 0 || (r = member_end(w)) < 0)
-		goto out;
-	if (p.size != size || !XXH128_isEqual(first, XXH3_128bits_digest(p.hash)))
-		r = -EIO;
-	else
-		r = member_note(w, FORMAT_INDEX, offset, size, first);
-out:
-	if (r < 0) {
-		struct usnap_err err = {0};
-
-		usnap_fail_errno(&err, r, "cannot write the page index");
-		fail_with(w, &err); /* the first failure stays */
-	}
-	ZSTD_freeCCtx(p.cctx);
-	XXH3_freeState(p.hash);
-	free(p.out);
-	return r;
-}
-
-/* commit.json without its last two fields: they are hashes of a part of the
- * file that ends where they stand. */
-static char *commit_text(struct image_writer *w)
-{
-	json_t *j = json_object(), *members = json_object();
-	char hex[FORMAT_HASH_HEX + 1];
-	char *body, *text = NULL;
-
-	for (size_t i = 0; i < w->nr_members; i++) {
-		const struct member *m = &w->members[i];
-
-		json_object_set_new(members, m->name,
-				    json_pack("{s:I,s:I,s:s}", "offset", (json_int_t)m->offset,
-					      "bytes", (json_int_t)m->size, "xxh3",
-					      hash_format(hex, m->hash)));
-	}
-	json_object_set_new(j, "version", json_integer(FORMAT_VERSION));
-	json_object_set_new(j, "id", json_string(w->id_text));
-	json_object_set_new(j, "pages", json_integer((json_int_t)w->index.nr_records));
-	json_object_set_new(j, "frames", json_integer((json_int_t)pageindex_nr_frames(&w->index)));
-	json_object_set_new(j, "bytes", json_integer((json_int_t)w->sink.position));
-	json_object_set_new(j, "members", members);
-	body = json_dumps(j, JSON_COMPACT);
-	json_decref(j);
-	if (body) {
-		memset(hex, '0', FORMAT_HASH_HEX);
-		hex[FORMAT_HASH_HEX] = '\0';
-		body[strlen(body) - 1] = '\0'; /* the brace */
-		if (asprintf(&text, "%s," FORMAT_COMMIT_TAIL, body, hex, hex) < 0)
-			text = NULL;
-		free(body);
-	}
-	return text;
-}
-
-static int write_commit(struct image_writer *w)
-{
-	cleanup_free char *text = commit_text(w);
-	size_t len = text ? strlen(text) : 0;
-	char hex[FORMAT_HASH_HEX + 1];
-	int r;
-
-	if (!text || len > FORMAT_MAX_COMMIT) {
-		struct usnap_err err = {0};
-
-		usnap_fail_errno(&err, text ? -E2BIG : -ENOMEM, "cannot write '" FORMAT_COMMIT "'");
-		return fail_with(w, &err);
-	}
-	if ((r = member_header(w, FORMAT_COMMIT, len)) < 0)
-		return r;
-	memcpy(text + len - FORMAT_COMMIT_ARCHIVE,
-	       hash_format(hex, XXH3_128bits_digest(w->sink.hash)), FORMAT_HASH_HEX);
-	memcpy(text + len - FORMAT_COMMIT_SELF,
-	       hash_format(hex, XXH3_128bits(text, len - FORMAT_COMMIT_SELF)), FORMAT_HASH_HEX);
-	if ((r = member_data(w, text, len)) < 0 || (r = member_end(w)) < 0)
-		return r;
-	return archive_write_close(w->archive) == ARCHIVE_OK ? 0 : archive_failed(w);
+	ret->file_bytes = w->tar.sink.total_bytes;
 }
 
 int image_writer_commit(struct image_writer *w, const struct image_alias *aliases,
 			size_t nr_aliases, const char *stats_json, size_t stats_len,
 			struct usnap_err *err)
 {
+	struct usnap_err failure = {0};
 	int r = image_writer_flush(w, err);
 
 	if (r < 0)
@@ -860,11 +541,15 @@ int image_writer_commit(struct image_writer *w, const struct image_alias *aliase
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&w->io_lock);
-	if ((r = write_index(w)) == 0 &&
-	    (r = member_whole(w, FORMAT_STATS, stats_json, stats_len)) == 0)
-		r = write_commit(w);
+	r = commit_write_index(&w->tar, &w->index, w->id, w->base.p, &failure);
+	if (r == 0)
+		r = tarball_member(&w->tar, FORMAT_STATS, stats_json, stats_len, &failure);
+	if (r == 0)
+		r = commit_write(&w->tar, &w->index, w->id_text, &failure);
 	w->committed = r == 0;
 	pthread_mutex_unlock(&w->io_lock);
+	if (r < 0)
+		fail_with(w, &failure);
 	report(w, err);
 	return r;
 }
@@ -873,7 +558,7 @@ void image_writer_abort(struct image_writer *w)
 {
 	int none = 0;
 
-	sink_stop(&w->sink);
+	sink_stop(&w->tar.sink);
 	atomic_compare_exchange_strong(&w->failed, &none, -ECANCELED);
 }
 
@@ -887,19 +572,14 @@ void image_writer_close(struct image_writer *w)
 		pthread_cond_broadcast(&w->to_writer);
 		pthread_mutex_unlock(&w->lock);
 		if (!w->committed)
-			sink_stop(&w->sink);
+			sink_stop(&w->tar.sink);
 		pthread_join(w->thread, NULL);
 	}
-	if (w->committed)
-		archive_write_free(w->archive);
-	else
-		archive_drop(w);
-	sink_close(&w->sink);
+	tarball_close(&w->tar);
 	for (int i = 0; i < NR_SEGMENTS; i++)
 		free(w->seg[i].buf);
 	pageindex_clear(&w->index);
 	growing_free(&w->base);
-	free(w->members);
 	pthread_cond_destroy(&w->to_encoders);
 	pthread_cond_destroy(&w->to_writer);
 	pthread_mutex_destroy(&w->io_lock);
