@@ -167,6 +167,8 @@ int pstate_prepare(struct pstate **ret, const struct target *t, const struct rem
 	if (r == 0)
 		prepare_rest(ps);
 	if (r == 0)
+		r = threads_reserve(ps, ps->nr_preps + 8);
+	if (r == 0)
 		r = renew_arena(ps);
 	if (r < 0) {
 		pstate_free(ps);
@@ -181,7 +183,7 @@ int pstate_prepare(struct pstate **ret, const struct target *t, const struct rem
 
 static void forget_collected(struct pstate *ps)
 {
-	threads_free_collected(ps);
+	threads_forget(ps);
 	signals_free(&ps->signals);
 	ps->signals_known = false;
 	files_free(&ps->files);
@@ -267,9 +269,12 @@ static json_t *mm_json(const struct pstate *ps)
 	return o;
 }
 
-static const char *content_of(enum vma_kind kind)
+static const char *content_of(const struct vma *v)
 {
-	switch (kind) {
+	/* The vdso is code, and debuggers want it; [vvar] is the kernel's clock. */
+	if (strcmp(v->path, "[vdso]") == 0)
+		return "image";
+	switch (v->kind) {
 	case VMA_FILE:
 	case VMA_FILE_SHARED:
 		return "file";
@@ -298,7 +303,7 @@ static json_t *vma_json(const struct vma *v)
 	json_object_set_new(o, "inode", json_integer((json_int_t)v->inode));
 	json_set_text(o, "path", v->path);
 	json_object_set_new(o, "kind", json_string(vma_kind_name(v->kind)));
-	json_object_set_new(o, "content", json_string(content_of(v->kind)));
+	json_object_set_new(o, "content", json_string(content_of(v)));
 	if (v->has_flags) {
 		json_t *flags = json_array();
 
@@ -517,7 +522,7 @@ void pstate_free(struct pstate *ps)
 			close(fds[i]);
 	for (size_t i = 0; i < ARRAY_SIZE(texts); i++)
 		free(texts[i]);
-	threads_free_prepared(ps);
+	threads_free(ps);
 	files_free(&ps->prepared);
 	free(ps->diag);
 	json_decref(ps->namespaces);

@@ -242,7 +242,7 @@ struct pstate {
 	/* collected */
 	struct arena arena;
 	struct thread_state *threads;
-	size_t nr_threads;
+	size_t nr_threads, thread_room;
 	struct span stat, timers;
 	char cwd[4096 + 16];
 	struct rlimit limits[RLIM_NLIMITS];
@@ -274,8 +274,9 @@ int threads_prepare(struct pstate *ps);
 int threads_collect(struct pstate *ps, struct tracees *ts, struct usnap_err *err);
 json_t *threads_json(const struct pstate *ps);
 json_t *creds_json(const char *status);
-void threads_free_collected(struct pstate *ps);
-void threads_free_prepared(struct pstate *ps);
+int threads_reserve(struct pstate *ps, size_t n);
+void threads_forget(struct pstate *ps); /* what was collected */
+void threads_free(struct pstate *ps);
 
 /* pstate_notes.c */
 int notes_build(struct pstate *ps, struct thread_state *th);

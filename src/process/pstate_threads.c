@@ -136,13 +136,8 @@ static int collect_status(struct pstate *ps, struct thread_state *th)
 static int collect_xstate(struct thread_state *th)
 {
 	static const size_t fpregs = sizeof(struct user_fpregs_struct);
-	struct iovec iov = {.iov_len = XSTATE_MAX};
+	struct iovec iov = {th->xstate, XSTATE_MAX};
 
-	if (!th->xstate)
-		th->xstate = malloc(XSTATE_MAX);
-	if (!th->xstate)
-		return -ENOMEM;
-	iov.iov_base = th->xstate;
 	/* A machine without XSAVE has the fxsave area only; it begins alike. */
 	if (ptrace(PTRACE_GETREGSET, th->tid, (void *)NT_X86_XSTATE, &iov) < 0) {
 		iov.iov_len = fpregs;
@@ -217,6 +212,13 @@ static void own_take(const struct remote_batch *b, const struct own_calls *c,
 	memcpy(&th->pdeathsig, b->data + c->pdeathsig, 4);
 }
 
+/* A wait with a timeout goes on with the time that is left (restart_syscall(2)), unless
+ * the thread comes back from a signal frame in between. */
+static bool in_restart_block(const struct user_regs_struct *regs)
+{
+	return (int64_t)regs->orig_rax >= 0 && (int64_t)regs->rax == -516;
+}
+
 /* Runs a batch where it does no harm. 1: not run, and why does not matter
  * to the target; what it would have told stays unknown. */
 static int run_batch(struct pstate *ps, struct tracee *t, const struct thread_state *th,
@@ -224,6 +226,9 @@ static int run_batch(struct pstate *ps, struct tracee *t, const struct thread_st
 {
 	uint64_t seccomp = 0;
 
+	/* The frames of a batch would end such a wait with EINTR. */
+	if (in_restart_block(&t->regs))
+		return 1;
 	/* A filter could answer a call it does not know by killing the process.
 	 * Suspending filters takes CAP_SYS_ADMIN and CONFIG_CHECKPOINT_RESTORE. */
 	text_number(span_text(&ps->arena, th->status), "Seccomp", 0, 10, &seccomp);
@@ -269,12 +274,33 @@ static int run_batches(struct pstate *ps, struct tracee *t, struct thread_state 
 	return 0;
 }
 
+/* As many as there are now and some more, with memory that is there: a page
+ * fault of ours in the freeze costs as much as a system call. */
+int threads_reserve(struct pstate *ps, size_t n)
+{
+	if (n > ps->thread_room) {
+		struct thread_state *bigger = realloc(ps->threads, n * sizeof(*bigger));
+
+		if (!bigger)
+			return -ENOMEM;
+		ps->threads = bigger;
+		for (; ps->thread_room < n; ps->thread_room++) {
+			struct thread_state *th = &bigger[ps->thread_room];
+
+			*th = (struct thread_state){.xstate = malloc(XSTATE_MAX)};
+			if (!th->xstate)
+				return -ENOMEM;
+			memset(th->xstate, 0, KIB(4)); /* seldom more is used */
+		}
+	}
+	return 0;
+}
+
 int threads_collect(struct pstate *ps, struct tracees *ts, struct usnap_err *err)
 {
 	cleanup_free struct remote_batch *b = malloc(sizeof(*b));
 
-	ps->threads = calloc(MAX(ts->n, (size_t)1), sizeof(*ps->threads));
-	if (!ps->threads || !b)
+	if (!b || threads_reserve(ps, ts->n) < 0)
 		return usnap_fail_errno(err, -ENOMEM, "cannot collect the threads");
 	for (size_t i = 0; i < ts->n; i++) {
 		struct thread_state *th = &ps->threads[i];
@@ -288,7 +314,14 @@ int threads_collect(struct pstate *ps, struct tracees *ts, struct usnap_err *err
 	int r = signals_begin(ps, err);
 	if (r < 0)
 		return r;
-	for (size_t i = 0; i < ts->n; i++) {
+	/* The one that asks for the whole process asks most: rather one for
+	 * which that is cheap. */
+	size_t first = 0;
+	while (first < ts->n && in_restart_block(&ts->t[first].regs))
+		first++;
+	for (size_t k = 0; k < ts->n; k++) {
+		size_t i = (first + k) % ts->n;
+
 		r = run_batches(ps, &ts->t[i], &ps->threads[i], b, err);
 		if (r < 0)
 			return r;
@@ -473,22 +506,27 @@ json_t *threads_json(const struct pstate *ps)
 	return a;
 }
 
-void threads_free_collected(struct pstate *ps)
+void threads_forget(struct pstate *ps)
 {
 	for (size_t i = 0; i < ps->nr_threads; i++) {
-		free(ps->threads[i].xstate);
-		free(ps->threads[i].pending.v);
-		free(ps->threads[i].notes);
+		struct thread_state *th = &ps->threads[i];
+		unsigned char *xstate = th->xstate;
+
+		free(th->pending.v);
+		free(th->notes);
+		*th = (struct thread_state){.xstate = xstate};
 	}
-	free(ps->threads);
-	ps->threads = NULL;
 	ps->nr_threads = 0;
 }
 
-void threads_free_prepared(struct pstate *ps)
+void threads_free(struct pstate *ps)
 {
 	for (size_t i = 0; i < ps->nr_preps; i++)
 		if (ps->preps[i].status_fd >= 0)
 			close(ps->preps[i].status_fd);
 	free(ps->preps);
+	threads_forget(ps);
+	for (size_t i = 0; i < ps->thread_room; i++)
+		free(ps->threads[i].xstate);
+	free(ps->threads);
 }
