@@ -9,13 +9,6 @@
 #include "cli/msg.h"
 #include "common/util.h"
 
-#pragma weak cmd_snapshot
-#pragma weak cmd_info
-#pragma weak cmd_verify
-#pragma weak cmd_read
-#pragma weak cmd_core
-#pragma weak cmd_check
-
 static int run_help(int argc, char **argv);
 
 static const struct cli_command cmd_help = {
@@ -38,7 +31,7 @@ static size_t nr_commands(void)
 static const struct cli_command *find_command(const char *name)
 {
 	for (size_t i = 0; i < nr_commands(); i++) {
-		if (cli_commands[i] && strcmp(cli_commands[i]->name, name) == 0)
+		if (strcmp(cli_commands[i]->name, name) == 0)
 			return cli_commands[i];
 	}
 	return NULL;
@@ -77,8 +70,6 @@ static const char *nearest_command(const char *name)
 	unsigned best_distance = 3; /* more than two slips are no slip */
 
 	for (size_t i = 0; i < nr_commands(); i++) {
-		if (!cli_commands[i])
-			continue;
 		const char *candidate = cli_commands[i]->name;
 		unsigned distance = edit_distance(name, candidate);
 		if (strlen(name) >= 2 && strncmp(name, candidate, strlen(name)) == 0)
@@ -113,10 +104,8 @@ static void print_overview(FILE *f)
 	      "\n"
 	      "commands:\n",
 	      f);
-	for (size_t i = 0; i < nr_commands(); i++) {
-		if (cli_commands[i])
-			fprintf(f, "  %-10s %s\n", cli_commands[i]->name, cli_commands[i]->summary);
-	}
+	for (size_t i = 0; i < nr_commands(); i++)
+		fprintf(f, "  %-10s %s\n", cli_commands[i]->name, cli_commands[i]->summary);
 	fputs("\n"
 	      "options:\n"
 	      "  --help     show this text; after a command, its options\n"
