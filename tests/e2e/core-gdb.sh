@@ -8,11 +8,10 @@ start_workload coredemo
 pid=$started
 demo=$WORKLOADS/coredemo
 
-# Stopped, so that both see the same instant.
-kill -STOP "$pid"
+# It stands still, in system calls and in an endless loop of one instruction:
+# both see the same process.
 usnap snapshot -q -o demo.usnap "$pid"
 gcore -o theirs "$pid" >gcore.log 2>&1
-kill -CONT "$pid"
 mv "theirs.$pid" theirs.core
 usnap core demo.usnap
 [ -f "core.$pid" ] || fail "the core file has no name like gcore's: $(ls)"
