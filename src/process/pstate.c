@@ -133,14 +133,15 @@ static void prepare_rest(struct pstate *ps)
 	ps->proc_uid = fstat(ps->t->procfd, &st) == 0 ? st.st_uid : (uid_t)-1;
 }
 
-/* The arena as large as the last time, and touched: the freeze takes no page
- * faults of ours. */
-static int renew_arena(struct pstate *ps)
+/* Room for what was read just now, twice, and touched: the freeze takes no
+ * page faults of ours. */
+static int renew_arenas(struct pstate *ps)
 {
 	size_t room = MAX(ps->arena.len * 2, KIB(256));
 
 	ps->arena.len = 0;
-	return arena_reserve(&ps->arena, room);
+	int r = arena_reserve(&ps->arena, room);
+	return r < 0 ? r : arena_reserve(&ps->crew_arena, room);
 }
 
 int pstate_prepare(struct pstate **ret, const struct target *t, const struct remote_gadgets *g,
@@ -169,7 +170,9 @@ int pstate_prepare(struct pstate **ret, const struct target *t, const struct rem
 	if (r == 0)
 		r = threads_reserve(ps, ps->nr_preps + 8);
 	if (r == 0)
-		r = renew_arena(ps);
+		r = renew_arenas(ps);
+	if (r == 0)
+		r = crew_start(ps);
 	if (r < 0) {
 		pstate_free(ps);
 		return usnap_fail_errno(err, r, "cannot look at process %d (%s)", (int)t->pid,
@@ -188,15 +191,21 @@ static void forget_collected(struct pstate *ps)
 	ps->signals_known = false;
 	files_free(&ps->files);
 	ps->stat = ps->timers = (struct span){0};
-	ps->arena.len = 0;
+	ps->arena.len = ps->crew_arena.len = 0;
 	ps->collected = false;
 }
 
-static void collect_limits(struct pstate *ps)
+int process_collect(struct pstate *ps, struct arena *a)
 {
+	ssize_t n = readlinkat(ps->t->procfd, "cwd", ps->cwd, sizeof(ps->cwd) - 1);
+
+	ps->cwd[MAX(n, 0)] = '\0';
 	for (unsigned i = 0; i < RLIM_NLIMITS; i++)
 		ps->has_limit[i] =
 			prlimit(ps->t->pid, (__rlimit_resource_t)i, NULL, &ps->limits[i]) == 0;
+	if (ps->timers_fd >= 0)
+		arena_pread(a, ps->timers_fd, &ps->timers);
+	return arena_pread(a, ps->stat_fd, &ps->stat);
 }
 
 int pstate_collect(struct pstate *ps, struct tracees *threads, const struct maps *maps,
@@ -206,17 +215,23 @@ int pstate_collect(struct pstate *ps, struct tracees *threads, const struct maps
 	ps->maps = maps;
 	if (!threads->n)
 		return usnap_fail(err, -ESRCH, "process %d has ended", (int)ps->t->pid);
-	int r = arena_pread(&ps->arena, ps->stat_fd, &ps->stat);
-	if (r < 0)
-		return usnap_fail_errno(err, r, "cannot read the state of process %d",
-					(int)ps->t->pid);
-	ssize_t n = readlinkat(ps->t->procfd, "cwd", ps->cwd, sizeof(ps->cwd) - 1);
-	ps->cwd[MAX(n, 0)] = '\0';
-	collect_limits(ps);
-	/* Descriptors first: the batches may open none, but they take time. */
-	r = files_collect(ps, err);
+	int r = threads_reserve(ps, threads->n);
 	if (r == 0)
-		r = threads_collect(ps, threads, err);
+		r = files_begin(ps);
+	if (r < 0)
+		return usnap_fail_errno(err, r, "cannot collect the state of process %d",
+					(int)ps->t->pid);
+	for (size_t i = 0; i < threads->n; i++)
+		ps->threads[i].tid = threads->t[i].tid;
+	ps->nr_threads = threads->n;
+
+	crew_begin(ps);
+	r = threads_collect(ps, threads, err);
+	/* Also after a failure: the other thread must be done with it. */
+	int f = files_end(ps, crew_finish(ps));
+	if (f < 0)
+		usnap_fail_errno(err, f, "cannot read the state of process %d", (int)ps->t->pid);
+	r = r < 0 ? r : f;
 	ps->collected = r == 0;
 	return r;
 }
@@ -257,7 +272,7 @@ static json_t *mm_json(const struct pstate *ps)
 		      {"start_data", 45}, {"end_data", 46}, {"start_brk", 47},
 		      {"arg_start", 48},  {"arg_end", 49},  {"env_start", 50},
 		      {"env_end", 51}};
-	const char *stat = span_text(&ps->arena, ps->stat);
+	const char *stat = span_text(ps->stat);
 	json_t *o = json_object();
 
 	for (size_t i = 0; i < ARRAY_SIZE(fields); i++)
@@ -403,7 +418,7 @@ static json_t *children_json(const struct pstate *ps)
 
 static void identity_json(const struct pstate *ps, json_t *root, const char *status)
 {
-	const char *stat = span_text(&ps->arena, ps->stat);
+	const char *stat = span_text(ps->stat);
 	uint64_t v;
 
 	json_object_set_new(root, "pid", json_integer(ps->t->pid));
@@ -470,10 +485,10 @@ int pstate_finish(struct pstate *ps, json_t **ret, struct usnap_err *err)
 		return usnap_fail(err, -EINVAL, "cannot describe process %d: nothing was collected",
 				  (int)ps->t->pid);
 	}
-	const char *status = span_text(&ps->arena, ps->threads[0].status);
+	const char *status = span_text(ps->threads[0].status);
 	for (size_t i = 0; i < ps->nr_threads; i++)
 		if (ps->threads[i].tid == ps->t->pid)
-			status = span_text(&ps->arena, ps->threads[i].status);
+			status = span_text(ps->threads[i].status);
 
 	identity_json(ps, root, status);
 	json_object_set_new(root, "mm", mm_json(ps));
@@ -516,6 +531,7 @@ void pstate_free(struct pstate *ps)
 			 ps->cmdline,	  ps->auxv,	     ps->loginuid,
 			 ps->children};
 
+	crew_stop(ps);
 	forget_collected(ps);
 	for (size_t i = 0; i < ARRAY_SIZE(fds); i++)
 		if (fds[i] >= 0)
@@ -527,5 +543,6 @@ void pstate_free(struct pstate *ps)
 	free(ps->diag);
 	json_decref(ps->namespaces);
 	free(ps->arena.p);
+	free(ps->crew_arena.p);
 	free(ps);
 }

@@ -465,7 +465,7 @@ static void stat_json(const struct fd_state *f, json_t *o)
 
 json_t *fd_json(struct pstate *ps, struct fd_state *f)
 {
-	const char *text = span_text(&ps->arena, f->info);
+	const char *text = span_text(f->info);
 	json_t *o = json_pack("{s:i,s:s}", "fd", f->fd, "type", fd_kind_name(f->kind)), *more;
 
 	json_set_text(o, "path", f->link);

@@ -87,26 +87,28 @@ static int look_at(const struct pstate *ps, struct fd_state *f)
 }
 
 /* What of fdinfo tells one description from another. The hash leaves out
- * close-on-exec, which belongs to the descriptor. */
+ * close-on-exec, which belongs to the descriptor. Every text begins with
+ * pos, flags, mnt_id and (Linux 5.14) ino, a line each. */
 static void parse_info(struct fd_state *f, const char *text)
 {
 	uint64_t h = 14695981039346656037u; /* FNV-1a */
 
 	f->ino = f->mnt_id = f->flags = 0;
-	text_number(text, "ino", 0, 10, &f->ino);
-	text_number(text, "mnt_id", 0, 10, &f->mnt_id);
-	text_number(text, "flags", 0, 8, &f->flags);
-	const char *flags = text_line(text, "flags");
-	for (const char *s = text; *s; s++) {
-		if (s == flags) {
-			while (*s && *s != '\n')
-				s++;
-			if (!*s)
-				break;
-		}
-		h = (h ^ (unsigned char)*s) * 1099511628211u;
+	for (const char *s = text; *s;) {
+		const char *eol = strchrnul(s, '\n');
+
+		if (!strncmp(s, "flags:", 6))
+			f->flags = strtoull(s + 6, NULL, 8);
+		else if (!strncmp(s, "mnt_id:", 7))
+			f->mnt_id = strtoull(s + 7, NULL, 10);
+		else if (!strncmp(s, "ino:", 4))
+			f->ino = strtoull(s + 4, NULL, 10);
+		else
+			for (; s < eol; s++)
+				h = (h ^ (unsigned char)*s) * 1099511628211u;
+		s = *eol ? eol + 1 : eol;
 	}
-	f->hash = h ^ (f->flags & ~(uint64_t)O_CLOEXEC);
+	f->hash = h ^ f->mnt_id << 32 ^ (f->flags & ~(uint64_t)O_CLOEXEC);
 }
 
 /* ---- kcmp ---------------------------------------------------------------- */
@@ -245,7 +247,7 @@ int files_prepare(struct pstate *ps)
 			t->n--;
 			continue;
 		}
-		parse_info(f, span_text(&ps->arena, span));
+		parse_info(f, span_text(span));
 	}
 	int r = number_descriptions(ps, t, false);
 	if (r < 0)
@@ -288,44 +290,45 @@ static bool link_still_fits(const struct pstate *ps, const struct fd_state *f)
 	return io_readlink_at(ps->fd_dir, name, &link) == 0 && !strcmp(link, f->link);
 }
 
-/* Copies what is known of a descriptor into the table of this collect, if it
- * is still the same. */
-static int collect_known(struct pstate *ps, struct fd_state *known)
+/* Looks at a descriptor that prepare knows: its slot in the new table has the
+ * same number; info stays empty when it is closed by now. Other threads are
+ * at other slots. */
+int files_collect_known(struct pstate *ps, struct arena *a, size_t i)
 {
-	struct fd_table *t = &ps->files;
-	struct fd_state seen = *known;
+	const struct fd_state *known = &ps->prepared.v[i];
+	struct fd_state *f = &ps->files.v[i];
 	char name[16];
+	int r;
 
-	snprintf(name, sizeof(name), "%d", known->fd);
-	int r = known->info_fd >= 0 ? arena_pread(&ps->arena, known->info_fd, &seen.info)
-				    : arena_read_at(&ps->arena, ps->fdinfo_dir, name, &seen.info);
+	*f = (struct fd_state){.fd = known->fd,
+			       .info_fd = -1,
+			       .pipe_copy = -1,
+			       .pipe_size = -1,
+			       .pipe_queued = -1};
+	if (known->info_fd >= 0) {
+		r = arena_pread(a, known->info_fd, &f->info);
+	} else {
+		snprintf(name, sizeof(name), "%d", known->fd);
+		r = arena_read_at(a, ps->fdinfo_dir, name, &f->info);
+	}
 	if (r < 0)
 		return r == -ENOENT ? 0 : r;
-	const char *text = span_text(&ps->arena, seen.info);
-	parse_info(&seen, text);
-
-	struct fd_state *f = table_add(t, known->fd);
-	if (!f)
-		return -ENOMEM;
-	bool same = seen.ino && seen.ino == known->ino && seen.mnt_id == known->mnt_id &&
-		    (kind_still_fits(known, text) || link_still_fits(ps, known));
-	f->info = seen.info;
-	f->ino = seen.ino;
-	f->mnt_id = seen.mnt_id;
-	f->flags = seen.flags;
-	f->hash = seen.hash;
-	f->rank = same ? known->rank : UINT32_MAX;
-	f->fresh = !same;
-	if (same) {
-		f->kind = known->kind;
-		f->has_stat = known->has_stat;
-		f->st = known->st;
-		f->diag = known->diag;
-		f->pair_inside = known->pair_inside;
-		f->link = strdup(known->link);
-		return f->link ? 0 : -ENOMEM;
+	const char *text = span_text(f->info);
+	parse_info(f, text);
+	f->fresh = !f->ino || f->ino != known->ino || f->mnt_id != known->mnt_id ||
+		   !(kind_still_fits(known, text) || link_still_fits(ps, known));
+	if (f->fresh) {
+		f->rank = UINT32_MAX;
+		return look_at(ps, f);
 	}
-	return look_at(ps, f);
+	f->rank = known->rank;
+	f->kind = known->kind;
+	f->has_stat = known->has_stat;
+	f->st = known->st;
+	f->diag = known->diag;
+	f->pair_inside = known->pair_inside;
+	f->link = strdup(known->link);
+	return f->link ? 0 : -ENOMEM;
 }
 
 static int collect_fresh(struct pstate *ps, int fd)
@@ -343,7 +346,7 @@ static int collect_fresh(struct pstate *ps, int fd)
 		r = look_at(ps, f);
 	if (r < 0)
 		return r;
-	parse_info(f, span_text(&ps->arena, f->info));
+	parse_info(f, span_text(f->info));
 	return 0;
 }
 
@@ -382,27 +385,47 @@ static int collect_unknown(struct pstate *ps)
 	return 0;
 }
 
-int files_collect(struct pstate *ps, struct usnap_err *err)
+int files_begin(struct pstate *ps)
+{
+	struct fd_table *t = &ps->files;
+
+	t->room = ps->prepared.n + 64;
+	t->v = malloc(t->room * sizeof(*t->v));
+	if (!t->v)
+		return -ENOMEM;
+	t->n = 0;
+	return 0;
+}
+
+/* Closes the gaps that closed descriptors have left. Every slot was looked at. */
+static void pack(struct fd_table *t, size_t n)
+{
+	t->n = 0;
+	for (size_t i = 0; i < n; i++) {
+		if (t->v[i].info.len && t->v[i].link)
+			t->v[t->n++] = t->v[i];
+		else
+			fd_free(&t->v[i]);
+	}
+}
+
+int files_end(struct pstate *ps, int error)
 {
 	struct stat st;
-	int r = 0;
-
-	ps->files.v = malloc((ps->prepared.n + 64) * sizeof(*ps->files.v));
-	if (!ps->files.v)
-		return usnap_fail_errno(err, -ENOMEM, "cannot collect the descriptors");
-	ps->files.room = ps->prepared.n + 64;
-	for (size_t i = 0; i < ps->prepared.n && r == 0; i++)
-		r = collect_known(ps, &ps->prepared.v[i]);
-	/* Before Linux 6.2 the size is 0. */
-	if (r == 0 &&
-	    (fstat(ps->fd_dir, &st) < 0 || (size_t)st.st_size != ps->files.n || st.st_size == 0))
-		r = collect_unknown(ps);
-	if (r == 0)
-		r = number_descriptions(ps, &ps->files, true);
-	if (r < 0)
-		return usnap_fail_errno(err, r, "cannot read the descriptors of process %d",
-					(int)ps->t->pid);
 	unsigned stats = 0;
+
+	pack(&ps->files, ps->prepared.n);
+	if (error < 0)
+		return error;
+	/* Before Linux 6.2 the size is 0. */
+	if (fstat(ps->fd_dir, &st) < 0 || st.st_size == 0 || (size_t)st.st_size != ps->files.n) {
+		int r = collect_unknown(ps);
+		if (r < 0)
+			return r;
+	}
+	int r = number_descriptions(ps, &ps->files, true);
+	if (r < 0)
+		return r;
 	for (size_t i = 0; i < ps->files.n; i++) {
 		struct fd_state *f = &ps->files.v[i];
 		char name[16];

@@ -2,8 +2,9 @@
  * What the files of pstate share. Nothing outside src/process/pstate*.c
  * includes this.
  *
- * Texts of /proc are kept as they are read, in one arena, and named by
- * offset: the arena may move while it grows. Each collect starts it anew.
+ * Texts of /proc are kept as they are read, in an arena for each thread that
+ * reads, and named by offset: an arena may move while it grows. Each collect
+ * starts them anew.
  */
 #ifndef USNAP_PROCESS_PSTATE_INTERNAL_H
 #define USNAP_PROCESS_PSTATE_INTERNAL_H
@@ -26,8 +27,9 @@ struct arena {
 	size_t len, room;
 };
 
-/* A text in the arena, NUL-terminated. len 0: not read. */
+/* A text in an arena, NUL-terminated. len 0: not read. */
 struct span {
+	const struct arena *arena;
 	size_t at, len;
 };
 
@@ -240,7 +242,8 @@ struct pstate {
 	size_t nr_diag;
 
 	/* collected */
-	struct arena arena;
+	struct arena arena, crew_arena;
+	struct crew *crew;
 	struct thread_state *threads;
 	size_t nr_threads, thread_room;
 	struct span stat, timers;
@@ -257,7 +260,7 @@ struct pstate {
 int arena_reserve(struct arena *a, size_t bytes);
 int arena_pread(struct arena *a, int fd, struct span *ret);
 int arena_read_at(struct arena *a, int dirfd, const char *name, struct span *ret);
-const char *span_text(const struct arena *a, struct span s);
+const char *span_text(struct span s);
 /* The rest of the line that starts with "key:", behind blanks; NULL: none. */
 const char *text_line(const char *text, const char *key);
 /* The nth number (from 0) of such a line. */
@@ -272,11 +275,24 @@ void json_set_textn(json_t *o, const char *key, const char *s, size_t len);
 /* pstate_threads.c */
 int threads_prepare(struct pstate *ps);
 int threads_collect(struct pstate *ps, struct tracees *ts, struct usnap_err *err);
+int thread_collect_status(struct pstate *ps, struct arena *a, size_t i);
 json_t *threads_json(const struct pstate *ps);
 json_t *creds_json(const char *status);
 int threads_reserve(struct pstate *ps, size_t n);
 void threads_forget(struct pstate *ps); /* what was collected */
 void threads_free(struct pstate *ps);
+
+/* pstate.c: facts of the process, as one piece of work. */
+int process_collect(struct pstate *ps, struct arena *a);
+
+/* pstate_crew.c: the reading of /proc, shared with a second thread. */
+int crew_start(struct pstate *ps);
+void crew_stop(struct pstate *ps);
+void crew_begin(struct pstate *ps);
+/* Takes part until the texts of threads and process (then of everything)
+ * are there. Returns the first error of all. */
+int crew_finish_threads(struct pstate *ps);
+int crew_finish(struct pstate *ps);
 
 /* pstate_notes.c */
 int notes_build(struct pstate *ps, struct thread_state *th);
@@ -302,7 +318,9 @@ void signals_free(struct signal_state *s);
 
 /* pstate_files.c, pstate_fdkinds.c */
 int files_prepare(struct pstate *ps);
-int files_collect(struct pstate *ps, struct usnap_err *err);
+int files_begin(struct pstate *ps);
+int files_collect_known(struct pstate *ps, struct arena *a, size_t i);
+int files_end(struct pstate *ps, int error); /* error: of the looking before */
 json_t *files_json(struct pstate *ps);
 void files_free(struct fd_table *t);
 void fd_collect_kind(struct pstate *ps, struct fd_state *f);

@@ -172,13 +172,12 @@ static void limit_threads(const struct pstate *ps, json_t *l)
 
 		if (!th->has_altstack && !unknown++)
 			first = th->tid;
-		text_number(span_text(&ps->arena, th->status), "Seccomp", 0, 10, &v);
+		text_number(span_text(th->status), "Seccomp", 0, 10, &v);
 		filtered += v == 2;
 		if (v == 1)
 			add(l, "seccomp-strict", "refuse", "thread %d: strict seccomp mode",
 			    (int)th->tid);
-		const char *features =
-			text_line(span_text(&ps->arena, th->status), "x86_Thread_features");
+		const char *features = text_line(span_text(th->status), "x86_Thread_features");
 		if (features && !strncmp(features, "shstk", 5))
 			add(l, "shadow-stack", "refuse", "thread %d: uses a shadow stack",
 			    (int)th->tid);

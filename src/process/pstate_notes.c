@@ -46,7 +46,7 @@ static pid_t status_pid(const char *status, const char *key)
 static void fill_prstatus(const struct pstate *ps, const struct thread_state *th,
 			  struct elf_prstatus *pr)
 {
-	const char *status = span_text(&ps->arena, th->status);
+	const char *status = span_text(th->status);
 	uint64_t sigpnd = 0;
 
 	*pr = (struct elf_prstatus){0};

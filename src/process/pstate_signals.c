@@ -103,14 +103,12 @@ static int parse_timers(struct signal_state *s, const char *text)
 int signals_begin(struct pstate *ps, struct usnap_err *err)
 {
 	struct signal_state *s = &ps->signals;
-	const char *status = span_text(&ps->arena, ps->threads[0].status);
+	const char *status = span_text(ps->threads[0].status);
 
 	text_number(status, "SigCgt", 0, 16, &s->caught);
 	text_number(status, "SigIgn", 0, 16, &s->ignored);
 	signals_peek(ps->threads[0].tid, true, &s->pending);
-	if (ps->timers_fd >= 0)
-		arena_pread(&ps->arena, ps->timers_fd, &ps->timers);
-	int r = parse_timers(s, span_text(&ps->arena, ps->timers));
+	int r = parse_timers(s, span_text(ps->timers));
 	return r < 0 ? usnap_fail_errno(err, r, "cannot collect the timers") : 0;
 }
 

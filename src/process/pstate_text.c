@@ -50,7 +50,7 @@ int arena_pread(struct arena *a, int fd, struct span *ret)
 	}
 	a->p[at + len] = '\0';
 	a->len = at + len + 1;
-	*ret = (struct span){at, len};
+	*ret = (struct span){a, at, len};
 	return 0;
 }
 
@@ -61,9 +61,9 @@ int arena_read_at(struct arena *a, int dirfd, const char *name, struct span *ret
 	return fd < 0 ? -errno : arena_pread(a, fd, ret);
 }
 
-const char *span_text(const struct arena *a, struct span s)
+const char *span_text(struct span s)
 {
-	return s.len ? a->p + s.at : "";
+	return s.len ? s.arena->p + s.at : "";
 }
 
 const char *text_line(const char *text, const char *key)

@@ -122,15 +122,16 @@ static const struct thread_prep *find_prep(const struct pstate *ps, pid_t tid)
 
 /* ---- in the freeze ------------------------------------------------------ */
 
-static int collect_status(struct pstate *ps, struct thread_state *th)
+int thread_collect_status(struct pstate *ps, struct arena *a, size_t i)
 {
+	struct thread_state *th = &ps->threads[i];
 	const struct thread_prep *p = find_prep(ps, th->tid);
 	char path[64];
 
 	if (p && p->status_fd >= 0)
-		return arena_pread(&ps->arena, p->status_fd, &th->status);
+		return arena_pread(a, p->status_fd, &th->status);
 	snprintf(path, sizeof(path), "%d/status", (int)th->tid);
-	return arena_read_at(&ps->arena, ps->task_fd, path, &th->status);
+	return arena_read_at(a, ps->task_fd, path, &th->status);
 }
 
 static int collect_xstate(struct thread_state *th)
@@ -162,9 +163,8 @@ static void collect_scheduling(struct thread_state *th)
 	th->robust_len = len;
 }
 
-static int collect_thread(struct pstate *ps, const struct tracee *t, struct thread_state *th)
+static int collect_thread(const struct tracee *t, struct thread_state *th)
 {
-	th->tid = t->tid;
 	th->sig = t->sig;
 	th->siginfo = t->siginfo;
 	th->group_stop = t->group_stop;
@@ -177,7 +177,7 @@ static int collect_thread(struct pstate *ps, const struct tracee *t, struct thre
 	th->has_rseq = ptrace(PTRACE_GET_RSEQ_CONFIGURATION, t->tid, (void *)sizeof(th->rseq),
 			      &th->rseq) == (long)sizeof(th->rseq);
 	collect_scheduling(th);
-	return collect_status(ps, th);
+	return 0;
 }
 
 /* What only the thread itself can ask. Offsets of the answers. */
@@ -231,7 +231,7 @@ static int run_batch(struct pstate *ps, struct tracee *t, const struct thread_st
 		return 1;
 	/* A filter could answer a call it does not know by killing the process.
 	 * Suspending filters takes CAP_SYS_ADMIN and CONFIG_CHECKPOINT_RESTORE. */
-	text_number(span_text(&ps->arena, th->status), "Seccomp", 0, 10, &seccomp);
+	text_number(span_text(th->status), "Seccomp", 0, 10, &seccomp);
 	if (seccomp &&
 	    ptrace(PTRACE_SETOPTIONS, t->tid, NULL, (void *)PTRACE_O_SUSPEND_SECCOMP) < 0)
 		return 1;
@@ -300,18 +300,21 @@ int threads_collect(struct pstate *ps, struct tracees *ts, struct usnap_err *err
 {
 	cleanup_free struct remote_batch *b = malloc(sizeof(*b));
 
-	if (!b || threads_reserve(ps, ts->n) < 0)
+	if (!b)
 		return usnap_fail_errno(err, -ENOMEM, "cannot collect the threads");
 	for (size_t i = 0; i < ts->n; i++) {
 		struct thread_state *th = &ps->threads[i];
 
-		int r = collect_thread(ps, &ts->t[i], th);
-		ps->nr_threads = i + 1;
+		int r = collect_thread(&ts->t[i], th);
 		if (r < 0)
 			return usnap_fail_errno(err, r, "cannot read the state of thread %d",
 						(int)ts->t[i].tid);
 	}
-	int r = signals_begin(ps, err);
+	int r = crew_finish_threads(ps);
+	if (r < 0)
+		return usnap_fail_errno(err, r, "cannot read the state of process %d",
+					(int)ps->t->pid);
+	r = signals_begin(ps, err);
 	if (r < 0)
 		return r;
 	/* The one that asks for the whole process asks most: rather one for
@@ -451,7 +454,7 @@ static void batch_json(const struct thread_state *th, json_t *o)
 
 static json_t *thread_json(const struct pstate *ps, const struct thread_state *th)
 {
-	const char *status = span_text(&ps->arena, th->status);
+	const char *status = span_text(th->status);
 	const struct thread_prep *prep = find_prep(ps, th->tid);
 	json_t *o = json_pack("{s:i}", "tid", (int)th->tid), *a, *pending;
 	uint64_t v;

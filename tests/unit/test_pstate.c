@@ -406,6 +406,34 @@ Test(pstate, what_belongs_to_a_thread)
 	stop(&c);
 }
 
+static void setup_timed_wait(struct facts *f)
+{
+	struct timespec ts = {.tv_nsec = 500000000};
+
+	if (write(99, "x", 1) != 1)
+		_exit(1);
+	/* nanosleep(2) does not end early but for a signal with a handler. */
+	f->v[1] = nanosleep(&ts, NULL) == 0 ? 1 : 2;
+	__atomic_store_n(&f->v[0], 1, __ATOMIC_RELEASE);
+	for (;;)
+		pause();
+}
+
+Test(pstate, a_wait_with_a_timeout_goes_on)
+{
+	struct child c = start(setup_timed_wait);
+	struct look l;
+
+	look_prepare(&l, c.pid);
+	for (int i = 0; i < 5; i++)
+		look_collect(&l);
+	look_end(&l);
+	while (!__atomic_load_n(&c.facts->v[0], __ATOMIC_ACQUIRE))
+		sched_yield();
+	cr_expect_eq(c.facts->v[1], 1);
+	stop(&c);
+}
+
 static void setup_registers(struct facts *f)
 {
 	(void)f;
@@ -449,13 +477,14 @@ Test(pstate, notes_hold_the_registers)
 
 		switch (h->n_type) {
 		case NT_PRSTATUS: {
-			const struct elf_prstatus *pr = (const void *)desc;
+			struct elf_prstatus pr;
 			struct user_regs_struct regs;
 
-			cr_assert_eq(h->n_descsz, sizeof(*pr));
-			cr_expect_eq(pr->pr_pid, c.pid);
-			cr_expect_eq(pr->pr_ppid, getpid());
-			memcpy(&regs, &pr->pr_reg, sizeof(regs));
+			cr_assert_eq(h->n_descsz, sizeof(pr));
+			memcpy(&pr, desc, sizeof(pr));
+			cr_expect_eq(pr.pr_pid, c.pid);
+			cr_expect_eq(pr.pr_ppid, getpid());
+			memcpy(&regs, &pr.pr_reg, sizeof(regs));
 			cr_expect_eq(regs.rbx, 0x1122334455667788u);
 			cr_expect_eq(regs.r12, 0x5566u);
 			cr_expect_eq(regs.orig_rax, (unsigned long)SYS_pause);
