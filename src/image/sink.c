@@ -76,8 +76,8 @@ int sink_rewind(struct sink *s)
 	return 0;
 }
 
-/* Waits until the rate lets the next len bytes go. */
-static int sink_pace(struct sink *s, size_t len)
+/* Waits until the rate lets more go. */
+static int sink_pace(struct sink *s)
 {
 	uint64_t now = now_ns();
 
@@ -93,7 +93,6 @@ static int sink_pace(struct sink *s, size_t len)
 			return -ECANCELED;
 		now = now_ns();
 	}
-	s->next_ns += (uint64_t)((double)len * 1e9 / (double)s->rate_bytes_s);
 	return 0;
 }
 
@@ -138,7 +137,7 @@ static int sink_write_all(struct sink *s, const unsigned char *p, size_t len)
 		ssize_t n;
 		int r;
 
-		if (s->rate_bytes_s && (r = sink_pace(s, want)) < 0)
+		if (s->rate_bytes_s && (r = sink_pace(s)) < 0)
 			return r;
 		n = sink_write_once(s, p, want);
 		if (n == -EINTR || n == -EAGAIN)
@@ -150,6 +149,8 @@ static int sink_write_all(struct sink *s, const unsigned char *p, size_t len)
 		 * the final fsync. Merely advice: the result does not matter. */
 		if (s->type == S_IFREG)
 			sync_file_range(s->fd, (off_t)s->position, n, SYNC_FILE_RANGE_WRITE);
+		if (s->rate_bytes_s)
+			s->next_ns += (uint64_t)((double)n * 1e9 / (double)s->rate_bytes_s);
 		p += n;
 		len -= (size_t)n;
 		s->position += (uint64_t)n;
