@@ -977,6 +977,10 @@ Test(pstate, nothing_is_left_open_and_nothing_changes_in_the_target)
 	char path[64];
 	struct stat before, after;
 
+	/* Until it has closed what it told us with. */
+	snprintf(path, sizeof(path), "/proc/%d/fd/99", (int)c.pid);
+	while (access(path, F_OK) == 0)
+		sched_yield();
 	snprintf(path, sizeof(path), "/proc/%d/fd", (int)c.pid);
 	stat(path, &before);
 	look_prepare(&l, c.pid);
