@@ -79,6 +79,7 @@ struct usnap_image {
 	struct usnap_info info;
 	struct usnap_region *regions;
 	size_t nr_regions;
+	char **paths; /* of regions whose path is no UTF-8; NULL for the others */
 	struct img_thread *threads;
 	size_t nr_threads;
 
@@ -119,6 +120,7 @@ int img_check_header(struct usnap_image *img, const struct img_member *m);
 
 /* process.json, parsed. */
 int img_load_process(struct usnap_image *img);
+void img_free_paths(struct usnap_image *img, size_t n);
 
 /* Reads and checks the page index if that is not done yet. */
 int img_load_index(struct usnap_image *img);

@@ -419,6 +419,8 @@ void usnap_image_free(struct usnap_image *img)
 		free(img->cache[i].data);
 	if (img->index)
 		munmap(img->index, img->index_len);
+	if (img->paths)
+		img_free_paths(img, img->nr_regions);
 	ZSTD_freeDCtx(img->dctx);
 	json_decref(img->snapshot);
 	json_decref(img->process);

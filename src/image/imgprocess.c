@@ -48,6 +48,35 @@ static bool parse_count(const json_t *j, uint64_t *ret)
 	return true;
 }
 
+/* 64 bits that the kernel and JSON count differently: offsets of device
+ * memory and inode numbers can have the highest bit, and are negative then. */
+static bool parse_u64(const json_t *j, uint64_t *ret)
+{
+	*ret = json_is_integer(j) ? (uint64_t)json_integer_value(j) : 0;
+	return !j || json_is_integer(j);
+}
+
+/* A path that is no UTF-8 is in "path_hex". Freed by the caller. */
+static bool parse_exact_path(const json_t *j, char **ret)
+{
+	const json_t *v = json_object_get(j, "path_hex");
+	const char *hex = json_string_value(v);
+	size_t len = hex ? strlen(hex) : 0;
+	unsigned byte;
+
+	*ret = NULL;
+	if (!v)
+		return true;
+	if (!hex || len % 2 || strspn(hex, "0123456789abcdef") != len)
+		return false;
+	*ret = calloc(1, len / 2 + 1);
+	for (size_t i = 0; *ret && i < len / 2; i++) {
+		sscanf(hex + 2 * i, "%2x", &byte);
+		(*ret)[i] = (char)byte;
+	}
+	return *ret;
+}
+
 static bool parse_prot(const json_t *j, uint32_t *ret)
 {
 	const char *s = json_string_value(j);
@@ -92,8 +121,8 @@ static bool parse_region(const json_t *j, uint32_t page_size, struct usnap_regio
 	    !parse_address(json_object_get(j, "end"), &g->end) ||
 	    !parse_prot(json_object_get(j, "prot"), &g->prot) ||
 	    !parse_content(json_object_get(j, "content"), &g->content) ||
-	    !parse_count(json_object_get(j, "offset"), &g->offset) ||
-	    !parse_count(json_object_get(j, "inode"), &g->inode) ||
+	    !parse_u64(json_object_get(j, "offset"), &g->offset) ||
+	    !parse_u64(json_object_get(j, "inode"), &g->inode) ||
 	    !parse_count(json_object_get(j, "page_size"), &g->page_size))
 		return false;
 	if (!g->page_size)
@@ -102,11 +131,19 @@ static bool parse_region(const json_t *j, uint32_t page_size, struct usnap_regio
 	       !(g->page_size & (g->page_size - 1)) && g->page_size >= page_size;
 }
 
+void img_free_paths(struct usnap_image *img, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		free(img->paths[i]);
+	free(img->paths);
+	img->paths = NULL;
+}
+
 static int load_regions(struct usnap_image *img)
 {
 	struct usnap_region *v;
 	const json_t *maps;
-	size_t n;
+	size_t n, i;
 	int r;
 
 	if (img->regions)
@@ -118,15 +155,27 @@ static int load_regions(struct usnap_image *img)
 		return img_damaged(img, process_offset(img), "'%s' has no maps", FORMAT_PROCESS);
 	n = json_array_size(maps);
 	v = calloc(n + 1, sizeof(*v));
-	if (!v)
+	img->paths = calloc(n + 1, sizeof(*img->paths));
+	if (!v || !img->paths) {
+		free(v);
+		free(img->paths);
+		img->paths = NULL;
 		return img_failed(img, -ENOMEM, FORMAT_PROCESS);
-	for (size_t i = 0; i < n; i++) {
-		if (!parse_region(json_array_get(maps, i), img->info.page_size, &v[i]) ||
-		    (i && v[i].start < v[i - 1].end)) {
-			free(v);
-			return img_damaged(img, process_offset(img),
-					   "'%s': map number %zu is impossible", FORMAT_PROCESS, i);
-		}
+	}
+	for (i = 0; i < n; i++) {
+		const json_t *j = json_array_get(maps, i);
+
+		if (!parse_region(j, img->info.page_size, &v[i]) ||
+		    !parse_exact_path(j, &img->paths[i]) || (i && v[i].start < v[i - 1].end))
+			break;
+		if (img->paths[i])
+			v[i].path = img->paths[i];
+	}
+	if (i < n) {
+		img_free_paths(img, n);
+		free(v);
+		return img_damaged(img, process_offset(img), "'%s': map number %zu is impossible",
+				   FORMAT_PROCESS, i);
 	}
 	img->regions = v;
 	img->nr_regions = n;

@@ -11,7 +11,11 @@
 static la_ssize_t on_write(struct archive *a, void *ctx, const void *buf, size_t len)
 {
 	struct tarball *t = ctx;
-	int r = t->sink_error ? t->sink_error : sink_write(&t->sink, buf, len);
+	int r;
+
+	if (t->discard)
+		return (la_ssize_t)len;
+	r = t->sink_error ? t->sink_error : sink_write(&t->sink, buf, len);
 
 	if (r < 0) {
 		t->sink_error = r;
@@ -52,9 +56,13 @@ static void drop(struct tarball *t)
 {
 	if (!t->archive)
 		return;
-	archive_write_fail(t->archive); /* or freeing it would write its end */
+	/* libarchive frees all its memory only when it closes, and closing
+	 * writes an end. archive_write_fail(3) keeps it from both. */
+	t->discard = true;
+	archive_write_close(t->archive);
 	archive_write_free(t->archive);
 	t->archive = NULL;
+	t->discard = false;
 }
 
 int tarball_begin(struct tarball *t, struct usnap_err *err)

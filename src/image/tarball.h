@@ -7,6 +7,7 @@
 #ifndef USNAP_IMAGE_TARBALL_H
 #define USNAP_IMAGE_TARBALL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <xxhash.h>
@@ -27,6 +28,7 @@ struct tarball {
 	struct sink sink;
 	int sink_error; /* what libarchive's callback met; stays */
 	struct archive *archive;
+	bool discard; /* what libarchive writes now goes nowhere */
 	struct tarball_member *members;
 	size_t nr_members, room_members;
 	int64_t mtime; /* of every member; seconds since the epoch */

@@ -41,28 +41,28 @@ static const char fixture_snapshot[] =
 	"\"page_size\":4096,\"target\":{\"pid\":123,\"comm\":\"server\",\"exe\":\"/bin/server\"},"
 	"\"tool\":\"uffd-snap 0\",\"strategy\":\"cow\"}";
 
-#define FIXTURE_MAP(start, end, prot, shared, kind, content, path)                                 \
-	"{\"start\":\"" start "\",\"end\":\"" end "\",\"prot\":\"" prot "\",\"shared\":" shared    \
-	",\"offset\":8192,\"dev\":\"fe:01\",\"inode\":7,\"kind\":\"" kind                          \
-	"\",\"content\":\"" content "\",\"path\":\"" path "\",\"page_size\":4096}"
+/* clang-format off */
+#define FIXTURE_MAP(start, end, prot, shared, kind, content, path)				\
+	"{\"start\":\"" start "\",\"end\":\"" end "\",\"prot\":\"" prot "\",\"shared\":" shared	\
+	",\"offset\":8192,\"dev\":\"fe:01\",\"inode\":7,\"kind\":\"" kind "\",\"content\":\""	\
+	content "\"," path ",\"page_size\":4096}"
 
 static const char fixture_process[] =
-	"{\"pid\":123,\"maps\":[" FIXTURE_MAP("0x10000000", "0x10040000", "rw-", "false", "anonymous", "image", "[heap]") "," FIXTURE_MAP(
-		"0x20000000", "0x20004000", "rw-", "true", "shmem", "image",
-		"/dev/shm/x") "," FIXTURE_MAP("0x30000000", "0x30004000", "r--", "true", "shmem",
-					      "image",
-					      "/dev/shm/x") "," FIXTURE_MAP("0x40000000",
-									    "0x40004000", "r-x",
-									    "false", "file", "file",
-									    "/bin/server") "," FIXTURE_MAP("0x50000000",
-													   "0x50001000",
-													   "rw-",
-													   "true",
-													   "device",
-													   "none",
-													   "/dev/gpu") "],\"threads\":[{\"tid\":123,\"comm\":\"server\"},{\"tid\":124,\"comm\":\"io\"}],"
-														       "\"files\":[{\"fd\":0,\"type\":\"file\",\"path\":\"/tmp/x\"}],"
-														       "\"limits_of_restore\":[{\"what\":\"device\",\"detail\":\"/dev/gpu\",\"severity\":\"refuse\"}]}";
+	"{\"pid\":123,\"maps\":["
+	FIXTURE_MAP("0x10000000", "0x10040000", "rw-", "false", "anonymous", "image",
+		    "\"path\":\"[heap]\"") ","
+	FIXTURE_MAP("0x20000000", "0x20004000", "rw-", "true", "shmem", "image",
+		    "\"path\":\"/dev/shm/x\"") ","
+	FIXTURE_MAP("0x30000000", "0x30004000", "r--", "true", "shmem", "image",
+		    "\"path\":\"/dev/shm/x\"") ","
+	FIXTURE_MAP("0x40000000", "0x40004000", "r-x", "false", "file", "file",
+		    "\"path\":\"/bin/server\"") ","
+	FIXTURE_MAP("0x50000000", "0x50001000", "rw-", "true", "device", "none",
+		    "\"path\":\"/dev/gp?\",\"path_hex\":\"2f6465762f6770ff\"")
+	"],\"threads\":[{\"tid\":123,\"comm\":\"server\"},{\"tid\":124,\"comm\":\"io\"}],"
+	"\"files\":[{\"fd\":0,\"type\":\"file\",\"path\":\"/tmp/x\"}],"
+	"\"limits_of_restore\":[{\"what\":\"device\",\"detail\":\"/dev/gpu\",\"severity\":\"refuse\"}]}";
+/* clang-format on */
 
 /* namesz, descsz, type, "CORE\0" padded, 4 bytes of descriptor */
 static const char fixture_notes[] = "\5\0\0\0\4\0\0\0\1\0\0\0CORE\0\0\0\0abcd";

@@ -115,6 +115,8 @@ Test(reader, describes_image_regions_and_threads)
 	cr_assert_eq(g.inode, 7);
 	cr_assert_eq(g.prot, PROT_READ | PROT_EXEC);
 	cr_assert_eq(g.content, USNAP_CONTENT_FILE);
+	cr_assert_eq(usnap_image_get_region(img, 4, &g, sizeof(g)), 0);
+	cr_assert_str_eq(g.path, "/dev/gp\xff", "not UTF-8, as in a file system");
 	cr_assert_eq(usnap_image_find_region(img, HEAP + 5, &n), 1);
 	cr_assert_eq(n, 0);
 	cr_assert_eq(usnap_image_find_region(img, HEAP - 1, &n), 0);
