@@ -200,6 +200,12 @@ static void limit_process(const struct pstate *ps, json_t *l)
 {
 	if (ps->children && strspn(ps->children, " ") != strlen(ps->children))
 		add(l, "children", "refuse", "it has children: %s", ps->children);
+	size_t unknown = 0;
+	for (size_t i = 0; i < ps->signals.nr_timers; i++)
+		unknown += !ps->signals.timers[i].has_time;
+	if (unknown)
+		add(l, "posix-timers", "refuse",
+		    "%zu timers could not be asked for the time that is left", unknown);
 	if (!ps->files.has_kcmp)
 		add(l, "shared-offsets", "note",
 		    "the kernel has no kcmp: descriptors that share an "

@@ -29,23 +29,23 @@
 /* Options that are an int. All of them are set again by a restore. */
 static const struct {
 	const char *name;
-	int level, option, family; /* family 0: any */
+	int level, option, family; /* family 0: any; -1: any but AF_UNIX, where it means nothing */
 } options[] = {
-	{"reuseaddr", SOL_SOCKET, SO_REUSEADDR, 0},
-	{"reuseport", SOL_SOCKET, SO_REUSEPORT, 0},
-	{"keepalive", SOL_SOCKET, SO_KEEPALIVE, 0},
-	{"broadcast", SOL_SOCKET, SO_BROADCAST, 0},
-	{"oobinline", SOL_SOCKET, SO_OOBINLINE, 0},
-	{"priority", SOL_SOCKET, SO_PRIORITY, 0},
+	{"reuseaddr", SOL_SOCKET, SO_REUSEADDR, -1},
+	{"reuseport", SOL_SOCKET, SO_REUSEPORT, -1},
+	{"keepalive", SOL_SOCKET, SO_KEEPALIVE, -1},
+	{"broadcast", SOL_SOCKET, SO_BROADCAST, -1},
+	{"oobinline", SOL_SOCKET, SO_OOBINLINE, -1},
+	{"priority", SOL_SOCKET, SO_PRIORITY, -1},
 	{"rcvbuf", SOL_SOCKET, SO_RCVBUF, 0},
 	{"sndbuf", SOL_SOCKET, SO_SNDBUF, 0},
 	{"buf_lock", SOL_SOCKET, SO_BUF_LOCK, 0},
 	{"rcvlowat", SOL_SOCKET, SO_RCVLOWAT, 0},
 	{"passcred", SOL_SOCKET, SO_PASSCRED, AF_UNIX},
 	{"passsec", SOL_SOCKET, SO_PASSSEC, AF_UNIX},
-	{"mark", SOL_SOCKET, SO_MARK, 0},
-	{"timestamp", SOL_SOCKET, SO_TIMESTAMP, 0},
-	{"busy_poll", SOL_SOCKET, SO_BUSY_POLL, 0},
+	{"mark", SOL_SOCKET, SO_MARK, -1},
+	{"timestamp", SOL_SOCKET, SO_TIMESTAMP, -1},
+	{"busy_poll", SOL_SOCKET, SO_BUSY_POLL, -1},
 	{"ip_tos", IPPROTO_IP, IP_TOS, AF_INET},
 	{"ip_ttl", IPPROTO_IP, IP_TTL, AF_INET},
 	{"ip_freebind", IPPROTO_IP, IP_FREEBIND, AF_INET},
@@ -98,7 +98,8 @@ static void query_options(struct sock_state *s, int fd)
 	socklen_t len;
 
 	for (size_t i = 0; i < ARRAY_SIZE(options); i++) {
-		if (options[i].family && options[i].family != s->domain)
+		if (options[i].family == -1 ? s->domain == AF_UNIX
+					    : options[i].family && options[i].family != s->domain)
 			continue;
 		if (options[i].level == IPPROTO_TCP && s->protocol != IPPROTO_TCP)
 			continue;
@@ -112,6 +113,8 @@ static void query_options(struct sock_state *s, int fd)
 	getsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, s->rcvtimeo, &len);
 	len = sizeof(s->sndtimeo);
 	getsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, s->sndtimeo, &len);
+	if (s->domain == AF_UNIX)
+		return;
 	len = sizeof(s->device) - 1;
 	if (getsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, s->device, &len) < 0)
 		s->device[0] = '\0';
