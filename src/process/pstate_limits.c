@@ -12,6 +12,7 @@
 #include <sys/socket.h>
 #include <sys/sysmacros.h>
 
+#include "common/io.h"
 #include "common/util.h"
 #include "process/pstate_internal.h"
 
@@ -136,12 +137,34 @@ static void limit_file(const struct pstate *ps, json_t *l, const struct fd_state
 		add(l, "rdma", "consistency", "fd %d: RDMA writes past the protection", f->fd);
 }
 
+static bool ends_deleted(const char *path)
+{
+	static const char suffix[] = " (deleted)";
+	size_t len = strlen(path);
+
+	return len >= sizeof(suffix) && !strcmp(path + len - (sizeof(suffix) - 1), suffix);
+}
+
+/* Several mappings of one file are one line. */
+static void limit_deleted_mapping(const struct pstate *ps, json_t *l, size_t i)
+{
+	const struct vma *v = &ps->maps->v[i];
+
+	if ((v->kind != VMA_FILE && v->kind != VMA_FILE_SHARED) || !ends_deleted(v->path) ||
+	    (i && !strcmp(ps->maps->v[i - 1].path, v->path)))
+		return;
+	add(l, "deleted-mapping", "refuse",
+	    "0x%llx: %s: what the process has not written of it is not in the image",
+	    (unsigned long long)v->start, v->path);
+}
+
 static void limit_maps(const struct pstate *ps, json_t *l)
 {
 	for (size_t i = 0; i < ps->maps->n; i++) {
 		const struct vma *v = &ps->maps->v[i];
 		unsigned long long at = v->start;
 
+		limit_deleted_mapping(ps, l, i);
 		if (!strncmp(v->path, "/[aio]", 6))
 			add(l, "aio", "refuse", "0x%llx: a ring of asynchronous I/O (io_setup)",
 			    at);
@@ -196,8 +219,28 @@ static void limit_threads(const struct pstate *ps, json_t *l)
 		    "timers");
 }
 
+static void limit_namespaces(const struct pstate *ps, json_t *l)
+{
+	const char *name;
+	json_t *theirs;
+
+	json_object_foreach (ps->namespaces, name, theirs) {
+		char path[64];
+		cleanup_free char *own = NULL;
+
+		snprintf(path, sizeof(path), "/proc/self/ns/%s", name);
+		if (io_readlink_at(AT_FDCWD, path, &own) == 0 && json_is_string(theirs) &&
+		    strcmp(own, json_string_value(theirs)) != 0)
+			add(l, "namespace", "note", "%s: %s is not the snapshotter's", name,
+			    json_string_value(theirs));
+	}
+}
+
 static void limit_process(const struct pstate *ps, json_t *l)
 {
+	limit_namespaces(ps, l);
+	if (ends_deleted(ps->cwd))
+		add(l, "deleted-directory", "refuse", "its working directory %s", ps->cwd);
 	if (ps->children && strspn(ps->children, " ") != strlen(ps->children))
 		add(l, "children", "refuse", "it has children: %s", ps->children);
 	size_t unknown = 0;
