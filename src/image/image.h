@@ -2,7 +2,8 @@
  * An open image, as the files of the reader share it. Its public face is
  * uffd-snap.h; one thread at a time.
  *
- *	imgopen.c     commit.json, members, identity
+ *	imgopen.c     the handle, errors, members
+ *	imgcommit.c   commit.json, snapshot.json
  *	imgindex.c    the page index
  *	imgpages.c    pages, memory at an address
  *	imgprocess.c  regions and threads
@@ -117,6 +118,12 @@ struct img_member *img_find_member(struct usnap_image *img, const char *name);
 int img_load_member(struct usnap_image *img, struct img_member *m);
 /* The header before a member's content says the same as commit.json. */
 int img_check_header(struct usnap_image *img, const struct img_member *m);
+
+/* A JSON member, parsed: an object. */
+int img_load_json(struct usnap_image *img, const char *name, json_t **ret);
+/* The first two things of opening: fill the handle. */
+int img_load_commit(struct usnap_image *img);
+int img_load_snapshot(struct usnap_image *img);
 
 /* process.json, parsed. */
 int img_load_process(struct usnap_image *img);
