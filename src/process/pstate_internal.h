@@ -246,6 +246,7 @@ struct pstate {
 	struct crew *crew;
 	struct thread_state *threads;
 	size_t nr_threads, thread_room;
+	struct thread_calls *calls; /* THREADS_AT_ONCE of them (pstate_threads.c) */
 	struct span stat, timers;
 	char cwd[4096 + 16];
 	struct rlimit limits[RLIM_NLIMITS];
@@ -284,6 +285,12 @@ void threads_free(struct pstate *ps);
 
 /* pstate.c: facts of the process, as one piece of work. */
 int process_collect(struct pstate *ps, struct arena *a);
+/* Field nr of /proc/PID/stat, counted from 1; 3 and up. */
+uint64_t stat_field(const char *stat, unsigned nr);
+
+/* pstate_memory.c */
+json_t *mm_json(const struct pstate *ps);
+json_t *maps_json(const struct maps *m);
 
 /* pstate_crew.c: the reading of /proc, shared with a second thread. */
 int crew_start(struct pstate *ps);

@@ -158,6 +158,11 @@ void socket_query(struct fd_state *f, int fd)
 	s->peer_len = sizeof(s->peer);
 	s->has_peer = getpeername(fd, (struct sockaddr *)&s->peer, &s->peer_len) == 0;
 	s->backlog = s->queued = -1;
+	/* Connected since prepare: nothing more matters, and there may be many. */
+	if (s->has_peer && s->protocol == IPPROTO_TCP) {
+		f->sock = s;
+		return;
+	}
 	query_options(s, fd);
 	if (s->listening == 1 && s->protocol == IPPROTO_TCP) {
 		struct tcp_info info = {0};

@@ -1,0 +1,95 @@
+/* The layout of the address space: "mm" and "maps" of process.json. */
+#include <string.h>
+#include <sys/mman.h>
+
+#include "common/util.h"
+#include "process/pstate_internal.h"
+
+/* The kernel tells where the heap ends by the mapping it names so; page by
+ * page, which malloc() and sbrk() do not mind. */
+static uint64_t find_brk(const struct maps *m, uint64_t start_brk)
+{
+	uint64_t brk = start_brk;
+
+	for (size_t i = 0; i < m->n; i++)
+		if (!strcmp(m->v[i].path, "[heap]"))
+			brk = MAX(brk, m->v[i].end);
+	return brk;
+}
+
+json_t *mm_json(const struct pstate *ps)
+{
+	static const struct {
+		const char *name;
+		unsigned field; /* proc(5) */
+	} fields[] = {{"start_code", 26}, {"end_code", 27}, {"start_stack", 28},
+		      {"start_data", 45}, {"end_data", 46}, {"start_brk", 47},
+		      {"arg_start", 48},  {"arg_end", 49},  {"env_start", 50},
+		      {"env_end", 51}};
+	const char *stat = span_text(ps->stat);
+	json_t *o = json_object();
+
+	for (size_t i = 0; i < ARRAY_SIZE(fields); i++)
+		json_object_set_new(o, fields[i].name,
+				    json_address(stat_field(stat, fields[i].field)));
+	json_object_set_new(o, "brk", json_address(find_brk(ps->maps, stat_field(stat, 47))));
+	if (ps->auxv)
+		json_object_set_new(o, "auxv", json_hex(ps->auxv, ps->auxv_len));
+	return o;
+}
+
+static const char *content_of(const struct vma *v)
+{
+	/* The vdso is code, and debuggers want it; [vvar] is the kernel's clock. */
+	if (strcmp(v->path, "[vdso]") == 0)
+		return "image";
+	switch (v->kind) {
+	case VMA_FILE:
+	case VMA_FILE_SHARED:
+		return "file";
+	case VMA_SPECIAL:
+	case VMA_DEVICE:
+		return "none";
+	default:
+		return "image";
+	}
+}
+
+static json_t *vma_json(const struct vma *v)
+{
+	json_t *o = json_object();
+	char text[32];
+
+	json_object_set_new(o, "start", json_address(v->start));
+	json_object_set_new(o, "end", json_address(v->end));
+	snprintf(text, sizeof(text), "%c%c%c", v->prot & PROT_READ ? 'r' : '-',
+		 v->prot & PROT_WRITE ? 'w' : '-', v->prot & PROT_EXEC ? 'x' : '-');
+	json_object_set_new(o, "prot", json_string(text));
+	json_object_set_new(o, "shared", json_boolean(v->shared));
+	json_object_set_new(o, "offset", json_integer((json_int_t)v->offset));
+	snprintf(text, sizeof(text), "%02x:%02x", v->dev_major, v->dev_minor);
+	json_object_set_new(o, "dev", json_string(text));
+	json_object_set_new(o, "inode", json_integer((json_int_t)v->inode));
+	json_set_text(o, "path", v->path);
+	json_object_set_new(o, "kind", json_string(vma_kind_name(v->kind)));
+	json_object_set_new(o, "content", json_string(content_of(v)));
+	if (v->has_flags) {
+		json_t *flags = json_array();
+
+		for (unsigned f = 0; f < VMF_NR_FLAGS; f++)
+			if (v->flags >> f & 1)
+				json_array_append_new(flags, json_string(vma_flag_name(f)));
+		json_object_set_new(o, "flags", flags);
+	}
+	json_object_set_new(o, "page_size", json_integer((json_int_t)v->page_size));
+	return o;
+}
+
+json_t *maps_json(const struct maps *m)
+{
+	json_t *a = json_array();
+
+	for (size_t i = 0; i < m->n; i++)
+		json_array_append_new(a, vma_json(&m->v[i]));
+	return a;
+}
