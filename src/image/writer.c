@@ -27,6 +27,7 @@
 #include <zstd.h>
 
 #include "common/util.h"
+#include "image/append.h"
 #include "image/commit.h"
 #include "image/format.h"
 #include "image/hash.h"
@@ -75,16 +76,6 @@ struct image_writer {
 	char id_text[2 * FORMAT_ID_BYTES + 1];
 };
 
-struct image_encoder {
-	struct image_writer *w;
-	ZSTD_CCtx *cctx;
-	unsigned char *raw; /* pages without the zero pages among them */
-	unsigned char *out;
-	size_t out_room;
-	struct page_hash *hashes;
-	struct image_run *runs; /* without the zero pages */
-};
-
 /* Keeps the first failure. Needs lock. Returns what is kept. */
 static int fail_locked(struct image_writer *w, const struct usnap_err *err)
 {
@@ -95,16 +86,6 @@ static int fail_locked(struct image_writer *w, const struct usnap_err *err)
 	pthread_cond_broadcast(&w->to_encoders);
 	pthread_cond_broadcast(&w->to_writer);
 	return w->failure.code;
-}
-
-static int fail_with(struct image_writer *w, const struct usnap_err *err)
-{
-	int r;
-
-	pthread_mutex_lock(&w->lock);
-	r = fail_locked(w, err);
-	pthread_mutex_unlock(&w->lock);
-	return r;
 }
 
 /* What is remembered, for the caller. */
@@ -226,153 +207,63 @@ static int segment_with_room(struct image_writer *w, size_t len)
 	return w->failure.code;
 }
 
-/* ---- encoders ---- */
+/* ---- for the encoders ---- */
 
-int image_encoder_new(struct image_encoder **ret, struct image_writer *w)
+const struct image_writer_options *writer_options(const struct image_writer *w)
 {
-	size_t frame_bytes = (size_t)w->o.frame_pages * w->o.page_size;
-	struct image_encoder *e = calloc(1, sizeof(*e));
-
-	if (!e)
-		return -ENOMEM;
-	e->w = w;
-	e->out_room = ZSTD_compressBound(frame_bytes);
-	e->raw = malloc(frame_bytes);
-	e->out = malloc(e->out_room);
-	e->hashes = calloc(w->o.frame_pages, sizeof(*e->hashes));
-	e->runs = calloc(w->o.frame_pages, sizeof(*e->runs));
-	e->cctx = ZSTD_createCCtx();
-	if (!e->raw || !e->out || !e->hashes || !e->runs || !e->cctx ||
-	    ZSTD_isError(ZSTD_CCtx_setParameter(e->cctx, ZSTD_c_compressionLevel, w->o.level)) ||
-	    ZSTD_isError(ZSTD_CCtx_setParameter(e->cctx, ZSTD_c_checksumFlag, 1)) ||
-	    ZSTD_isError(ZSTD_CCtx_setParameter(e->cctx, ZSTD_c_contentSizeFlag, 1))) {
-		image_encoder_free(e);
-		return -ENOMEM;
-	}
-	*ret = e;
-	return 0;
+	return &w->o;
 }
 
-void image_encoder_free(struct image_encoder *e)
+int writer_ready(struct image_writer *w)
 {
-	if (!e)
-		return;
-	ZSTD_freeCCtx(e->cctx);
-	free(e->raw);
-	free(e->out);
-	free(e->hashes);
-	free(e->runs);
-	free(e);
-}
-
-static bool page_is_zero(const unsigned char *p, size_t len)
-{
-	uint64_t first;
-
-	memcpy(&first, p, sizeof(first));
-	return first == 0 && memcmp(p, p + sizeof(first), len - sizeof(first)) == 0;
-}
-
-static int check_encode(const struct image_writer *w, const struct image_run *runs, size_t nr_runs)
-{
-	uint64_t pages = 0;
-
-	for (size_t i = 0; i < nr_runs; i++) {
-		uint64_t n = runs[i].nr_pages;
-
-		pages += n;
-		if (!n || pages > w->o.frame_pages || runs[i].addr % w->o.page_size ||
-		    runs[i].addr > UINT64_MAX - n * w->o.page_size)
-			return -EINVAL;
-	}
-	return 0;
-}
-
-/* Hashes what is not zero and describes it in e->runs. Moves the pages
- * together in e->raw only when there are zero pages among them. *ret_data:
- * where the pages to be stored lie. */
-static uint32_t sift(struct image_encoder *e, const struct image_run *runs, size_t nr_runs,
-		     const unsigned char *data, size_t *ret_runs, const unsigned char **ret_data,
-		     uint32_t *ret_zero)
-{
-	size_t ps = e->w->o.page_size, nr = 0;
-	uint32_t pages = 0, zero = 0;
-	const unsigned char *p = data;
-
-	for (size_t i = 0; i < nr_runs; i++) {
-		bool open = false;
-
-		for (uint32_t k = 0; k < runs[i].nr_pages; k++, p += ps) {
-			if (page_is_zero(p, ps)) {
-				if (!zero++)
-					memcpy(e->raw, data, (size_t)(p - data));
-				open = false;
-				continue;
-			}
-			if (!open)
-				e->runs[nr++] =
-					(struct image_run){.addr = runs[i].addr + (uint64_t)k * ps};
-			open = true;
-			e->runs[nr - 1].nr_pages++;
-			if (zero)
-				memcpy(e->raw + (size_t)pages * ps, p, ps);
-			hash_canonical(&e->hashes[pages++], XXH3_128bits(p, ps));
-		}
-	}
-	*ret_runs = nr;
-	*ret_zero = zero;
-	*ret_data = zero ? e->raw : data;
-	return pages;
-}
-
-int image_encode(struct image_encoder *e, const struct image_run *runs, size_t nr_runs,
-		 const void *data)
-{
-	struct image_writer *w = e->w;
-	const unsigned char *stored;
-	size_t nr_stored_runs, out = 0;
-	struct page_frame frame = {0};
-	uint32_t zero, pages;
 	int r = atomic_load(&w->failed);
+
+	return r < 0 ? r : w->begun ? 0 : -EINVAL;
+}
+
+int writer_fail(struct image_writer *w, const struct usnap_err *err)
+{
+	int r;
+
+	pthread_mutex_lock(&w->lock);
+	r = fail_locked(w, err);
+	pthread_mutex_unlock(&w->lock);
+	return r;
+}
+
+static int append_locked(struct image_writer *w, const struct encoded *e)
+{
+	struct page_frame frame = {.nr_pages = e->nr_pages, .compressed_bytes = (uint32_t)e->len};
+	int r = segment_with_room(w, e->len);
 
 	if (r < 0)
 		return r;
-	if (!w->begun || check_encode(w, runs, nr_runs) < 0)
-		return -EINVAL;
-	pages = sift(e, runs, nr_runs, data, &nr_stored_runs, &stored, &zero);
-	if (pages) {
-		out = ZSTD_compress2(e->cctx, e->out, e->out_room, stored,
-				     (size_t)pages * w->o.page_size);
-		if (ZSTD_isError(out)) {
-			struct usnap_err err = {0};
+	frame.segment = w->current->nr;
+	frame.offset = (uint32_t)w->current->used;
+	r = pageindex_add(&w->index, &frame, e->runs, e->nr_runs, e->hashes);
+	if (r < 0) {
+		struct usnap_err err = {0};
 
-			usnap_fail(&err, -EIO, "cannot compress pages: %s", ZSTD_getErrorName(out));
-			return fail_with(w, &err);
-		}
+		usnap_fail_errno(&err, r, "cannot grow the page index");
+		return fail_locked(w, &err);
 	}
+	memcpy(w->current->buf + w->current->used, e->data, e->len);
+	w->current->used += e->len;
+	w->stats.nr_pages_stored += e->nr_pages;
+	w->stats.raw_bytes += (uint64_t)e->nr_pages * w->o.page_size;
+	w->stats.compressed_bytes += e->len;
+	return 0;
+}
+
+int writer_append(struct image_writer *w, const struct encoded *e)
+{
+	int r = 0;
 
 	pthread_mutex_lock(&w->lock);
-	if (pages && (r = segment_with_room(w, out)) == 0) {
-		frame.segment = w->current->nr;
-		frame.offset = (uint32_t)w->current->used;
-		frame.compressed_bytes = (uint32_t)out;
-		frame.nr_pages = pages;
-		r = pageindex_add(&w->index, &frame, e->runs, nr_stored_runs, e->hashes);
-		if (r < 0) {
-			struct usnap_err err = {0};
-
-			usnap_fail_errno(&err, r, "cannot grow the page index");
-			fail_locked(w, &err);
-		} else {
-			memcpy(w->current->buf + w->current->used, e->out, out);
-			w->current->used += out;
-			w->stats.nr_pages_stored += pages;
-			w->stats.raw_bytes += (uint64_t)pages * w->o.page_size;
-			w->stats.compressed_bytes += out;
-		}
-	}
+	if (e->nr_pages)
+		r = append_locked(w, e);
 	if (r == 0)
-		w->stats.nr_pages_zero += zero;
+		w->stats.nr_pages_zero += e->nr_zero;
 	pthread_mutex_unlock(&w->lock);
 	return r;
 }
@@ -456,7 +347,7 @@ int image_writer_begin(struct image_writer *w, struct usnap_err *err)
 	r = tarball_begin(&w->tar, &failure);
 	pthread_mutex_unlock(&w->io_lock);
 	if (r < 0)
-		fail_with(w, &failure);
+		writer_fail(w, &failure);
 	return report(w, err);
 }
 
@@ -500,7 +391,7 @@ int image_writer_member(struct image_writer *w, const char *name, const void *bu
 		r = tarball_member(&w->tar, name, buf, len, &failure);
 	pthread_mutex_unlock(&w->io_lock);
 	if (failure.code)
-		fail_with(w, &failure);
+		writer_fail(w, &failure);
 	report(w, err);
 	return r;
 }
@@ -549,7 +440,7 @@ int image_writer_commit(struct image_writer *w, const struct image_alias *aliase
 	w->committed = r == 0;
 	pthread_mutex_unlock(&w->io_lock);
 	if (r < 0)
-		fail_with(w, &failure);
+		writer_fail(w, &failure);
 	report(w, err);
 	return r;
 }
