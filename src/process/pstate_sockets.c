@@ -207,7 +207,7 @@ static json_t *type_json(int type)
 {
 	static const char *const names[] = {NULL, "stream", "dgram", "raw", "rdm", "seqpacket"};
 
-	if (type > 0 && (size_t)type < ARRAY_SIZE(names))
+	if ((size_t)type < ARRAY_SIZE(names) && names[type])
 		return json_string(names[type]);
 	return json_integer(type);
 }
