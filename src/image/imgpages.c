@@ -222,7 +222,7 @@ int usnap_image_read(struct usnap_image *img, uint64_t addr, void *buf, size_t l
 int usnap_image_next_run(struct usnap_image *img, uint64_t addr, uint64_t *ret_start,
 			 uint64_t *ret_len)
 {
-	uint64_t nr, end, start;
+	uint64_t nr = 0, end, start;
 	uint32_t ps;
 	int r = img_require_open(img);
 
