@@ -34,10 +34,11 @@
  *		stopped_by: the stop signal, when job control holds it
  *		interrupted_call {nr how}: "restart": with its arguments; "restart-block":
  *		a wait of which a part is over
- *		seccomp 0|1|2
+ *		seccomp 0|1|2  seccomp_filters[]: numbers, the one installed last first
  *		creds {uid[4] gid[4] groups[] cap_inheritable cap_permitted cap_effective
  *		cap_bounding cap_ambient no_new_privs}  real, effective, saved, file system
  *		registers are in threads/TID.notes
+ *  seccomp_filters[] programs of struct sock_filter in hex, which threads refer to
  *  signals	actions[] {signo handler ("default", "ignore", "0x..") flags mask
  *		restorer}; not listed: default. pending[]: sent to the process
  *  itimers[]	which real|virtual|prof, value_ns, interval_ns; only those that run
@@ -404,7 +405,9 @@ int pstate_finish(struct pstate *ps, json_t **ret, struct usnap_err *err)
 	identity_json(ps, root, status);
 	json_object_set_new(root, "mm", mm_json(ps));
 	json_object_set_new(root, "maps", maps_json(ps->maps));
-	json_object_set_new(root, "threads", threads_json(ps));
+	json_t *threads = threads_json(ps);
+	json_object_set_new(root, "threads", threads);
+	seccomp_json(ps, root, threads);
 	signals_json(ps, root);
 	attributes_json(ps, root, status);
 	json_object_set_new(root, "files", files_json(ps));

@@ -71,6 +71,12 @@ struct thread_prep {
 	bool has_timerslack;
 };
 
+/* A program of struct sock_filter. */
+struct filter_text {
+	unsigned char *p;
+	size_t bytes;
+};
+
 struct thread_state {
 	pid_t tid;
 	struct user_regs_struct regs;
@@ -93,6 +99,10 @@ struct thread_state {
 	uint64_t tid_address;
 	int pdeathsig;
 	struct span status;
+	struct filter_text *filters; /* seccomp */
+	size_t nr_filters;
+	uint64_t filters_told; /* how many the kernel says there are */
+	size_t filters_like; /* number of the thread that was asked for them */
 	unsigned char *notes;
 	size_t notes_len;
 };
@@ -300,6 +310,12 @@ void crew_begin(struct pstate *ps);
  * are there. Returns the first error of all. */
 int crew_finish_threads(struct pstate *ps);
 int crew_finish(struct pstate *ps);
+
+/* pstate_seccomp.c */
+void seccomp_collect(struct pstate *ps);
+bool seccomp_complete(const struct pstate *ps);
+void seccomp_json(const struct pstate *ps, json_t *root, json_t *threads);
+void seccomp_forget(struct thread_state *th);
 
 /* pstate_notes.c */
 int notes_build(struct pstate *ps, struct thread_state *th);

@@ -206,8 +206,9 @@ static void limit_threads(const struct pstate *ps, json_t *l)
 			    (int)th->tid);
 	}
 	if (filtered)
-		add(l, "seccomp-filter", "refuse", "%zu threads run under a seccomp filter",
-		    filtered);
+		add(l, "seccomp-filter", seccomp_complete(ps) ? "note" : "refuse",
+		    "%zu threads run under seccomp filters%s", filtered,
+		    seccomp_complete(ps) ? "" : ", which could not be read");
 	if (unknown)
 		add(l, "thread-details", "refuse",
 		    "%zu threads (the first is %d) could not be asked for their alternate signal "

@@ -4,9 +4,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -961,6 +964,41 @@ Test(pstate, children_are_named_as_a_limit)
 	cr_assert_eq(json_array_size(get(j, "children")), 1);
 	cr_expect_eq(json_integer_value(json_array_get(get(j, "children"), 0)), c.facts->tid);
 	cr_expect_str_eq(severity_of(j, "children"), "refuse");
+	json_decref(j);
+	stop(&c);
+}
+
+static void setup_filter(struct facts *f)
+{
+	/* A sigaltstack(2) would be the end: ours must not be judged. */
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_sigaltstack, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = {4, code};
+
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	f->v[0] = prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+Test(pstate, a_seccomp_filter_is_recorded_and_does_not_strike)
+{
+	struct child c = start(setup_filter);
+
+	if (!c.facts->v[0] || getuid() != 0)
+		cr_skip("no seccomp filters to be read");
+	json_t *j = look_at(c.pid), *t = json_array_get(get(j, "threads"), 0), *o;
+
+	cr_expect_eq(kill(c.pid, 0), 0);
+	cr_expect_eq(num(t, "seccomp"), 2);
+	o = get(j, "seccomp_filters");
+	cr_assert_eq(json_array_size(o), 1);
+	cr_expect_eq(strlen(json_string_value(json_array_get(o, 0))), 4 * 8 * 2);
+	cr_expect_eq(json_array_size(get(t, "seccomp_filters")), 1);
+	cr_expect_str_eq(severity_of(j, "seccomp-filter"), "note");
+	cr_expect(json_is_object(get(t, "sigaltstack")));
 	json_decref(j);
 	stop(&c);
 }
