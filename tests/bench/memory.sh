@@ -23,7 +23,7 @@ row() {
 	fi
 	kill -TERM "$work_pid"
 	wait "$work_pid" || fail "$(cat cutwork.err)"
-	pages=$(stat_of m.usnap pages)
+	pages=$(pages_of m.usnap)
 	rss=$(jq .max_rss_kib run.json)
 	echo "| $1 | $2M | $3 | $pages | $((rss / 1024)) | $(($2 + pages * 40 / 1048576 + 48)) | $(sed -n \
 		's/^lane.*longest wait \([0-9]*\) us/\1/p' cutwork.out | sort -n | tail -n 1 |

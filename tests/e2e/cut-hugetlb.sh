@@ -7,7 +7,8 @@ pages=/proc/sys/vm/nr_hugepages
 before=$(cat $pages)
 want=$((before + 24))
 [ -w $pages ] && echo $want >$pages 2>/dev/null || skip "cannot reserve huge pages"
-trap 'echo $before >$pages; _at_exit' EXIT
+# The status of the test stays what it is.
+trap 'status=$?; set +e; trap - ERR; echo $before >$pages; (exit $status); _at_exit' EXIT
 free=$(awk '/HugePages_Free/ {print $2}' /proc/meminfo)
 [ "$free" -ge 20 ] || skip "no huge pages to be had"
 

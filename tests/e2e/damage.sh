@@ -25,11 +25,12 @@ byte=$(od -An -t u1 -j $at -N 1 small.usnap)
 # shellcheck disable=SC2059 # an octal escape
 printf "\\$(printf %03o $((byte ^ 85)))" | dd of=bad.usnap bs=1 seek=$at conv=notrunc 2>/dev/null
 exits 3 usnap verify bad.usnap
-says err 'bad.usnap'
+cat out err >both
+says both 'bad.usnap'
 exits 3 usnap verify small.usnap bad.usnap
 head -c $at small.usnap >cut.usnap
 exits 3 usnap verify cut.usnap
-[ -s err ] || fail "nothing said about a truncated image"
+[ -s err ] || [ -s out ] || fail "nothing said about a truncated image"
 : >empty.usnap
 got=0
 usnap verify empty.usnap 2>err || got=$?

@@ -11,7 +11,7 @@ work_start --size "$(times 256M 2G)" --signals
 within() {
 	local rss pages limit
 	rss=$(jq .max_rss_kib run.json)
-	pages=$(stat_of "$1" pages)
+	pages=$(pages_of "$1")
 	limit=$(($2 * 1024 + pages * 40 / 1024 + 48 * 1024))
 	echo "pool $2 MiB, $pages pages: peak $rss KiB of at most $limit"
 	[ "$rss" -le "$limit" ] || fail "$rss KiB"

@@ -29,12 +29,13 @@ exits 2 usnap snapshot 0 -o to/x.usnap
 exits 2 usnap snapshot -o to/x.usnap
 exits 2 usnap snapshot 1 2 -o to/x.usnap
 
-kernel=$(for p in /proc/[0-9]*; do
-	awk '/^Kthread:\t1/ {print FILENAME}' "$p/status" 2>/dev/null
-done | head -n 1 | sed 's/[^0-9]//g')
-if [ -z "$kernel" ] && [ "$(cat /proc/2/comm 2>/dev/null)" = kthreadd ]; then
-	kernel=2
-fi
+kernel=''
+for p in /proc/[0-9]*; do
+	if grep -qs '^Kthread:.1' "$p/status"; then
+		kernel=${p#/proc/}
+		break
+	fi
+done
 [ -z "$kernel" ] || refused 1 'kernel thread' "$kernel"
 
 start_workload oddproc zombie
@@ -45,7 +46,7 @@ got=0
 # shellcheck disable=SC2016 # that shell's
 sh -c 'exec "$UFFD_SNAP" snapshot $$ -o to/x.usnap' 2>err || got=$?
 same 'exit status of itself' $got 1
-grep -qiE 'itself|own' err || fail "$(cat err)"
+grep -qiE 'itself|this very command' err || fail "$(cat err)"
 no_image to
 
 start_workload oddproc quiet

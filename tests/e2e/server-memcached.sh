@@ -6,12 +6,10 @@
 need memcached jq
 user=()
 [ "$(id -u)" -ne 0 ] || user=(-u root)
-sock=$(mktemp -u /tmp/uffd-snap-mc.XXXXXX)
-start memcached -s "$sock" -a 0600 -t 3 -m 128 "${user[@]}"
+start memcached -s mc.sock -a 0600 -t 3 -m 128 "${user[@]}"
 pid=$started
-wait_until 20 test -S "$sock"
-trap 'rm -f "$sock"; _at_exit' EXIT
-"$WORKLOADS/kvload" --unix "$sock" --memcached --clients 50 >load.out 2>load.err &
+wait_until 20 test -S mc.sock
+"$WORKLOADS/kvload" --unix mc.sock --memcached --clients 50 >load.out 2>load.err &
 load=$!
 adopt $load
 wait_until 20 grep -q ready load.out
@@ -22,6 +20,6 @@ done
 kill -TERM $load
 wait $load || fail "$(cat load.out load.err)"
 cat load.out
-tar xOf m.usnap --wildcards 'pages/*.zst' | zstd -dqc | grep -qa 'value-[0-9]*-[0-9]*-[0-9]*-' ||
-	fail "no value in the image"
+tar xOf m.usnap --wildcards 'pages/*.zst' | zstd -dqc >pages
+grep -qa 'value-[0-9]*-[0-9]*-[0-9]*-' pages || fail "no value in the image"
 kill -0 "$pid"

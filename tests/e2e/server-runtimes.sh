@@ -9,7 +9,7 @@ n=$(times 5 20)
 
 # Each appends sums that only undisturbed memory gives, and says "wrong" if not.
 cat >work.py <<'END'
-import hashlib, threading, time
+import hashlib, sys, threading, time
 def work(seed):
     want = None
     while True:
@@ -17,9 +17,9 @@ def work(seed):
         words = {str(i): i * seed for i in range(20000)}
         got = hashlib.sha256(data).hexdigest() + str(sum(words.values()))
         if want not in (None, got):
-            print("wrong", flush=True)
+            sys.stdout.write("wrong\n")
         want = got
-        print("tick", flush=True)
+        sys.stdout.write("tick\n"); sys.stdout.flush()
 for t in range(4):
     threading.Thread(target=work, args=(t + 1,), daemon=True).start()
 print("ready", flush=True)

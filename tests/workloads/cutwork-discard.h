@@ -178,6 +178,7 @@ static enum cut_block_state block_discard(struct discarder *d, struct cut_block 
 					  struct discard_own *o)
 {
 	void *p = (void *)b->addr;
+	uint64_t half;
 	int r = 0;
 	enum cut_block_state after = CUT_BLOCK_ZERO;
 
@@ -191,11 +192,11 @@ static enum cut_block_state block_discard(struct discarder *d, struct cut_block 
 		break;
 	case DISCARD_MUNMAP:
 	case DISCARD_MREMAP:
-		/* From the end or in two halves. */
-		if (discard_random(d) % 2)
-			r = munmap((char *)p + b->len / 2 / CUT_PAGE * CUT_PAGE,
-				   b->len - b->len / 2 / CUT_PAGE * CUT_PAGE);
-		r |= munmap(p, b->len);
+		/* At once, or its second half first. */
+		half = discard_random(d) % 2 ? b->len / 2 / CUT_PAGE * CUT_PAGE : b->len;
+		if (half < b->len)
+			r = munmap((char *)p + half, b->len - half);
+		r |= munmap(p, half);
 		after = CUT_BLOCK_NONE;
 		break;
 	case DISCARD_DONTNEED:

@@ -211,15 +211,16 @@ static void *mprotect_thread(void *arg)
 /* --- signals: queued in order, each handled once ------------------------------ */
 
 static pthread_t signal_taker;
-static atomic_ulong signals_taken;
+static atomic_ulong signal_last, signals_taken;
 
 static void take_signal(int sig, siginfo_t *info, void *context)
 {
 	unsigned long n = (unsigned long)(uintptr_t)info->si_value.sival_ptr;
 
-	if (n != atomic_load(&signals_taken) + 1)
-		violation("signal %lu came after %lu", n, atomic_load(&signals_taken));
-	atomic_store(&signals_taken, n);
+	if (n != atomic_load(&signal_last) + 1)
+		violation("signal %lu came after %lu", n, atomic_load(&signal_last));
+	atomic_store(&signal_last, n);
+	atomic_fetch_add(&signals_taken, 1);
 }
 
 static void *signal_taker_thread(void *arg)
