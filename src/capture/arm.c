@@ -48,7 +48,6 @@ static int protect_steps(const struct capture *c, uint64_t start, uint64_t end)
 	return r;
 }
 
-
 /* Protects the parts of a shared mapping that hold something: markers for the
  * holes of a large one would fill its page tables. */
 static int protect_populated(struct capture *c, const struct segment *s)
@@ -92,6 +91,8 @@ static int cover_piece(struct capture *c, const struct vma *v, uint64_t start, u
 	if (r < 0)
 		return r;
 
+	if (c->armed_once && ranges_add(&c->young, start, end) < 0)
+		return -ENOMEM;
 	if (c->uffd < 0)
 		return 0; /* nothing will run until everything is copied */
 	r = uffd_register(c->uffd, start, end - start, region_mode(v));
@@ -207,7 +208,8 @@ int arm_cover(struct capture *c, const struct maps *maps, bool frozen, struct us
 int arm_protect_ranges(struct capture *c, const struct ranges *rs, bool frozen)
 {
 	for (size_t i = 0; i < rs->n; i++) {
-		int r = frozen ? uffd_protect(c->uffd, rs->r[i].start, rs->r[i].end - rs->r[i].start)
+		int r = frozen ? uffd_protect(c->uffd, rs->r[i].start,
+					      rs->r[i].end - rs->r[i].start)
 			       : protect(c, rs->r[i].start, rs->r[i].end - rs->r[i].start);
 		if (r == -ENOENT) {
 			/* A join of ranges may span a hole, a range may be gone: page by page. */
@@ -259,11 +261,13 @@ int arm(struct capture *c, struct usnap_err *err)
 			r = arm_cover(c, &c->maps, false, err);
 		if (r < 0)
 			return r;
+		c->armed_once = true;
 		c->stats.arm_passes = pass + 1;
 		before = left;
 		left = protect_log(c);
 		if (left < 0)
-			return usnap_fail_errno(err, (int)left, "cannot protect the memory of process %d",
+			return usnap_fail_errno(err, (int)left,
+						"cannot protect the memory of process %d",
 						c->target->pid);
 		if (capture_stopping(c))
 			return -ECANCELED;

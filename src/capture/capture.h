@@ -19,18 +19,20 @@
 #include "process/target.h"
 
 struct capture_options {
-	size_t pool_bytes;     /* memory for copies */
-	unsigned nr_threads;   /* that compress */
-	bool hold;             /* after torn attempts, hold the threads for the copy */
-	bool kill;             /* stop at T0 and stay stopped until capture_end() */
-	unsigned max_torn;     /* torn attempts before holding or failing */
+	size_t pool_bytes; /* memory for copies */
+	unsigned nr_threads; /* that compress */
+	bool hold; /* after torn attempts, hold the threads for the copy */
+	bool kill; /* stop at T0 and stay stopped until capture_end() */
+	unsigned max_torn; /* torn attempts before holding or failing */
 	const volatile sig_atomic_t *cancel; /* set by a signal handler */
 	/* From the calling thread, about ten times a second; bytes of memory. */
 	void (*progress)(void *arg, const char *what, uint64_t done, uint64_t total);
 	void *progress_arg;
 };
 
-enum { CAPTURE_HISTOGRAM = 32 };
+enum {
+	CAPTURE_HISTOGRAM = 32
+};
 
 /* Nanoseconds, bytes and counts of the attempt that became the image; torn
  * counts the ones before. */

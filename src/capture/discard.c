@@ -13,7 +13,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -33,7 +32,8 @@
 
 /* Calls fn for each part of [start, end) that a segment covers. */
 static int for_each_part(struct capture *c, uint64_t start, uint64_t end,
-			 int (*fn)(struct capture *, const struct segment *, uint64_t, uint64_t, void *),
+			 int (*fn)(struct capture *, const struct segment *, uint64_t, uint64_t,
+				   void *),
 			 void *arg)
 {
 	int r = 0;
@@ -168,10 +168,11 @@ static int rescue_part(struct capture *c, const struct segment *s, uint64_t key,
 			if (!chunk_test(ch->populated, p) || chunk_test(ch->saved, p))
 				continue;
 			/* The sweep is at it; it gives the page back when it sees the event. */
-			for (int i = 0; chunk_test(ch->claimed, p) && !chunk_test(ch->saved, p); i++) {
-				if (i > 100000 || c->sweep_done)
+			for (int i = 0; chunk_test(ch->claimed, p) && !chunk_test(ch->saved, p);
+			     i++) {
+				if (i > 1000 || c->sweep_done)
 					return 1;
-				sched_yield();
+				usleep(20); /* not sched_yield(): this thread may be a real-time one */
 			}
 			if (!chunk_claim(ch, p))
 				continue;

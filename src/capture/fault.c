@@ -27,13 +27,14 @@
 #include <unistd.h>
 
 #include "capture/session.h"
+#include "common/hurry.h"
 #include "common/util.h"
 
 enum {
-	BATCH = 32,           /* messages read at once */
-	CLUSTER_PAGES = 16,   /* copied together where neighbours fault too */
-	ZERO_PAGES = 64,      /* filled together after T0: costs no memory */
-	ZERO_PAGES_ARM = 16,  /* before T0 they have to be protected again */
+	BATCH = 32, /* messages read at once */
+	CLUSTER_PAGES = 16, /* copied together where neighbours fault too */
+	ZERO_PAGES = 64, /* filled together after T0: costs no memory */
+	ZERO_PAGES_ARM = 16, /* before T0 they have to be protected again */
 };
 
 struct deferred {
@@ -188,7 +189,8 @@ static enum served copy_run(struct capture *c, uint64_t addr, uint64_t key, unsi
 			unclaim(c, key, nr_pages);
 			if (r == 0 || uffd_event_pending(c->uffd))
 				return AGAIN;
-			capture_tear(c, "the page at %#llx could not be read", (unsigned long long)addr);
+			capture_tear(c, "the page at %#llx could not be read",
+				     (unsigned long long)addr);
 			return SERVED;
 		}
 		for (unsigned i = 0; i < n; i++)
@@ -315,7 +317,8 @@ static enum served serve_wp(struct capture *c, uint64_t addr)
 		int f = fault_finish(c, &s, addr, key, 1);
 		return f == -EAGAIN ? AGAIN : SERVED;
 	}
-	for (uint64_t k = MAX(from, s.key), end = MIN(from + len, s.key + (s.end - s.start)); k < end;) {
+	for (uint64_t k = MAX(from, s.key), end = MIN(from + len, s.key + (s.end - s.start));
+	     k < end;) {
 		uint64_t n = 0;
 
 		while (k + n < end && unit_saved(c, k + n, PAGE_BYTES) &&
@@ -378,7 +381,8 @@ static enum served serve_missing(struct capture *c, uint64_t addr)
 		len = MIN(most, end - addr);
 	}
 	if (c->phase == PHASE_ARM) {
-		if ((known && pageset_populate(c->pages, s.key + (addr - s.start), len >> PAGE_SHIFT) < 0) ||
+		if ((known &&
+		     pageset_populate(c->pages, s.key + (addr - s.start), len >> PAGE_SHIFT) < 0) ||
 		    log_everywhere(c, known ? &s : NULL, addr, len) < 0)
 			capture_fail(c, -ENOMEM, "cannot keep track of pages: out of memory");
 	}
@@ -454,8 +458,9 @@ int fault_drain(struct capture *c)
 		for (size_t i = 0; i < nr; i++)
 			if (msgs[i].event == UFFD_EVENT_PAGEFAULT)
 				serve(c, (struct deferred){
-						 .addr = ALIGN_DOWN((uint64_t)msgs[i].arg.pagefault.address,
-								    PAGE_BYTES),
+						 .addr = ALIGN_DOWN(
+							 (uint64_t)msgs[i].arg.pagefault.address,
+							 PAGE_BYTES),
 						 .since_ns = since,
 						 .wp = msgs[i].arg.pagefault.flags &
 						       UFFD_PAGEFAULT_FLAG_WP,
@@ -475,7 +480,7 @@ static void *fault_thread(void *arg)
 	struct pollfd fds[] = {
 		{c->uffd, POLLIN, 0}, {c->wake_fd, POLLIN, 0}, {pool_event_fd(c->pool), POLLIN, 0}};
 
-	capture_hurry(true);
+	thread_hurry(true);
 	while (!c->fault_quit) {
 		int timeout = -1;
 		uint64_t junk;

@@ -21,17 +21,20 @@
 #include <unistd.h>
 
 #include "capture/session.h"
+#include "common/hurry.h"
 #include "common/util.h"
 
 enum {
-	STOP_NS = 20000000,     /* a thread that has not stopped by then sits in vfork or worse */
+	STOP_NS = 20000000, /* a thread that has not stopped by then sits in vfork or worse */
 	STOP_TRIES = 50,
 	COVER_TRIES = 5,
-	COPY_PAGES = 128,       /* logged pages copied while stopped; the rest is protected */
+	COPY_PAGES = 128, /* logged pages copied while stopped; the rest is protected */
+	YOUNG_PAGES = 256, /* and pages of mappings that have just appeared */
 };
 /* A new mapping larger than this is armed while the target runs. */
 #define NEW_BYTES ((uint64_t)32 << 20)
-#define STACK_PAGES (ALIGN_UP((uint64_t)REMOTE_STACK_BYTES, PAGE_BYTES))
+/* Of a stack, below the stack pointer, that a batch writes as a rule. */
+#define STACK_BYTES (4 * PAGE_BYTES)
 
 static uint64_t clock_ns(clockid_t clock)
 {
@@ -51,7 +54,7 @@ static int open_stacks(struct capture *c)
 	pthread_mutex_lock(&c->fault_lock);
 	for (size_t i = 0; i < c->tracees.n && r == 0; i++) {
 		uint64_t top = ALIGN_UP(c->tracees.t[i].regs.rsp, PAGE_BYTES);
-		uint64_t start = top - MIN(top, (uint64_t)STACK_PAGES);
+		uint64_t start = top - MIN(top, STACK_BYTES);
 		struct segment s;
 
 		pthread_mutex_lock(&c->map_lock);
@@ -138,43 +141,93 @@ static int rescan(struct capture *c, struct ranges *rs)
 	return 0;
 }
 
-/* Copies the pages of the log that are populated, up to COPY_PAGES; the rest is protected. */
+/* Claimed pages of private memory. Were one absent after all, reading it would raise a fault that
+ * nobody serves now: look first. */
+static int copy_claimed(struct capture *c, struct block **block, const struct segment *s,
+			uint64_t key, unsigned nr_pages)
+{
+	uint64_t addr = s->start + (key - s->key), len = nr_pages * PAGE_BYTES;
+	int there = scan_present(c, addr, addr + len);
+
+	if (there < 0)
+		return there;
+	if (!there) {
+		capture_tear(c, "the page at %#llx vanished without notice",
+			     (unsigned long long)addr);
+		return 0;
+	}
+	int r = sweep_frozen_pages(c, block, addr, key, nr_pages);
+	for (unsigned i = 0; i < nr_pages && r == 0; i++)
+		chunk_set(pageset_chunk(c->pages, key, false)->saved, chunk_page(key) + i);
+	atomic_fetch_add(&c->nr_saved, nr_pages);
+	return r;
+}
+
+/* Copies what is populated in [start, end) of private memory, up to *budget pages. */
+static int copy_populated(struct capture *c, struct block **block, uint64_t start, uint64_t end,
+			  unsigned *budget)
+{
+	int r = 0;
+
+	for (uint64_t at = start; at < end && r == 0 && *budget && !c->torn;) {
+		const struct segment *s = segmap_first(&c->segments, at);
+		if (!s || s->start >= end)
+			break;
+		at = MAX(at, s->start);
+		if (s->unit != PAGE_BYTES || s->object >= 0) {
+			at = s->end;
+			continue;
+		}
+		uint64_t key = s->key + (at - s->start),
+			 to = s->key + (MIN(end, s->end) - s->start);
+		while (key < to && r == 0 && *budget && !c->torn) {
+			struct chunk *ch = pageset_chunk(c->pages, key, false);
+			unsigned n = 0;
+
+			if (!ch) {
+				key = ALIGN_DOWN(key, CHUNK_BYTES) + CHUNK_BYTES;
+				continue;
+			}
+			while (key + n * PAGE_BYTES < to && chunk_page(key) + n < CHUNK_PAGES &&
+			       n < *budget && chunk_claim(ch, chunk_page(key) + n))
+				n++;
+			if (n)
+				r = copy_claimed(c, block, s, key, n);
+			*budget -= n;
+			key += MAX(n, 1u) * PAGE_BYTES;
+		}
+		at = s->end;
+	}
+	return r;
+}
+
+/* Copies what was written last and what has just appeared, within bounds; protects the rest of the
+ * log again. What is copied stays unprotected. */
 static int settle_log(struct capture *c, struct block **block)
 {
-	unsigned copied = 0;
+	unsigned budget = COPY_PAGES, young_budget = YOUNG_PAGES;
 
 	ranges_merge(&c->log, 0);
 	ranges_merge(&c->discards, 0);
+	c->stats.arm_left = ranges_bytes(&c->log) >> PAGE_SHIFT;
 	int r = rescan(c, &c->log);
 	if (r == 0)
 		r = rescan(c, &c->discards);
+	for (size_t i = c->young.n; i-- > 0 && r == 0;)
+		r = copy_populated(c, block, c->young.r[i].start, c->young.r[i].end, &young_budget);
 	struct ranges rest = {0};
 	for (size_t i = 0; i < c->log.n && r == 0; i++) {
-		struct range *g = &c->log.r[i];
+		const struct range *g = &c->log.r[i];
 		const struct segment *s = segmap_find(&c->segments, g->start);
-		uint64_t nr = (g->end - g->start) >> PAGE_SHIFT;
 
-		if (!s || s->unit != PAGE_BYTES || s->object >= 0 || g->end > s->end ||
-		    nr > COPY_PAGES - copied) {
+		if (s && s->unit == PAGE_BYTES && s->object < 0 && g->end <= s->end &&
+		    (g->end - g->start) >> PAGE_SHIFT <= budget)
+			r = copy_populated(c, block, g->start, g->end, &budget);
+		else
 			r = ranges_add(&rest, g->start, g->end);
-			continue;
-		}
-		for (uint64_t a = g->start; a < g->end && r == 0; a += PAGE_BYTES) {
-			uint64_t key = s->key + (a - s->start);
-			struct chunk *ch = pageset_chunk(c->pages, key, false);
-
-			if (!ch || !chunk_claim(ch, chunk_page(key)))
-				continue;
-			r = sweep_frozen_pages(c, block, a, key, 1);
-			chunk_set(ch->saved, chunk_page(key));
-			atomic_fetch_add(&c->nr_saved, 1);
-			copied++;
-		}
 	}
-	if (r == 0) {
-		c->stats.arm_left = ranges_bytes(&c->log) >> PAGE_SHIFT;
+	if (r == 0)
 		r = arm_protect_ranges(c, &rest, true);
-	}
 	ranges_free(&rest);
 	c->log.n = c->discards.n = 0;
 	return r;
@@ -212,7 +265,8 @@ static int take_memory(struct capture *c, bool hold, struct block **block, bool 
 	if (r == 0)
 		r = regions_appeared(c);
 	if (r < 0)
-		return usnap_fail_errno(err, r, "cannot settle the faults of process %d", c->target->pid);
+		return usnap_fail_errno(err, r, "cannot settle the faults of process %d",
+					c->target->pid);
 	if (!last_try && arm_uncovered_bytes(c, &c->maps) > NEW_BYTES) {
 		*ret_again = true;
 		return 0;
@@ -235,7 +289,8 @@ static int take_memory(struct capture *c, bool hold, struct block **block, bool 
 	if (r == 0)
 		r = regions_alias(c);
 	if (r < 0)
-		return usnap_fail_errno(err, r, "cannot take the memory of process %d", c->target->pid);
+		return usnap_fail_errno(err, r, "cannot take the memory of process %d",
+					c->target->pid);
 	c->stats.bytes_populated = c->frozen_extra_bytes;
 	atomic_store(&c->phase, PHASE_PRESERVE);
 	return 0;
@@ -248,14 +303,15 @@ static int freeze_once(struct capture *c, bool hold, struct block **block, bool 
 	uint64_t start, stopped, state;
 	int r = tracees_seize(&c->tracees, c->target, err);
 
-	capture_hurry(true);
+	thread_hurry(true);
 	start = now_ns();
 	if (r == 0)
 		r = tracees_stop(&c->tracees, c->target, true, start + STOP_NS, err);
 	if (r < 0) {
 		tracees_release(&c->tracees);
-		capture_hurry(false);
-		c->stats.freeze_retry_pause_ns = MAX(c->stats.freeze_retry_pause_ns, now_ns() - start);
+		thread_hurry(false);
+		c->stats.freeze_retry_pause_ns =
+			MAX(c->stats.freeze_retry_pause_ns, now_ns() - start);
 		return r;
 	}
 	stopped = now_ns();
@@ -290,7 +346,7 @@ static int freeze_once(struct capture *c, bool hold, struct block **block, bool 
 	c->stats.state_ns = state - stopped;
 	c->stats.memory_ns = memory - state;
 	c->stats.pause_ns = now_ns() - start;
-	capture_hurry(false);
+	thread_hurry(false);
 	return r;
 }
 

@@ -6,7 +6,11 @@
 
 #include "common/util.h"
 
-enum { NODE_BITS = 9, NODE_SIZE = 1 << NODE_BITS, TOP_BITS = 57 - CHUNK_SHIFT - 2 * NODE_BITS };
+enum {
+	NODE_BITS = 9,
+	NODE_SIZE = 1 << NODE_BITS,
+	TOP_BITS = 57 - CHUNK_SHIFT - 2 * NODE_BITS
+};
 
 struct leaf {
 	_Atomic(struct chunk *) chunk[NODE_SIZE];
@@ -51,14 +55,16 @@ struct chunk *pageset_chunk(struct pageset *ps, uint64_t key, bool create)
 
 	if (n >> (TOP_BITS + 2 * NODE_BITS))
 		return NULL;
-	struct mid *m = node_get((_Atomic(void *) *)&ps->top[n >> (2 * NODE_BITS)], sizeof(*m), create);
+	struct mid *m =
+		node_get((_Atomic(void *) *)&ps->top[n >> (2 * NODE_BITS)], sizeof(*m), create);
 	if (!m)
 		return NULL;
 	struct leaf *l = node_get((_Atomic(void *) *)&m->leaf[n >> NODE_BITS & (NODE_SIZE - 1)],
 				  sizeof(*l), create);
 	if (!l)
 		return NULL;
-	return node_get((_Atomic(void *) *)&l->chunk[n & (NODE_SIZE - 1)], sizeof(struct chunk), create);
+	return node_get((_Atomic(void *) *)&l->chunk[n & (NODE_SIZE - 1)], sizeof(struct chunk),
+			create);
 }
 
 struct chunk *pageset_next(struct pageset *ps, uint64_t key, uint64_t *ret_key)
@@ -67,7 +73,8 @@ struct chunk *pageset_next(struct pageset *ps, uint64_t key, uint64_t *ret_key)
 	uint64_t n = key >> CHUNK_SHIFT;
 
 	while (n < end) {
-		struct mid *m = atomic_load_explicit(&ps->top[n >> (2 * NODE_BITS)], memory_order_acquire);
+		struct mid *m =
+			atomic_load_explicit(&ps->top[n >> (2 * NODE_BITS)], memory_order_acquire);
 		if (!m) {
 			n = (n | (((uint64_t)1 << (2 * NODE_BITS)) - 1)) + 1;
 			continue;
@@ -173,7 +180,8 @@ uint64_t pageset_count_unsaved(struct pageset *ps, uint64_t *ret_first)
 			uint64_t left = atomic_load(&c->populated[i]) & ~atomic_load(&c->saved[i]);
 
 			if (left && !nr)
-				*ret_first = key + (i * 64 + (unsigned)__builtin_ctzll(left)) * PAGE_BYTES;
+				*ret_first = key + (i * 64 + (unsigned)__builtin_ctzll(left)) *
+							   PAGE_BYTES;
 			nr += (uint64_t)__builtin_popcountll(left);
 		}
 	return nr;

@@ -78,7 +78,8 @@ static inline bool chunk_test(const _Atomic uint64_t *bits, unsigned page)
 
 static inline void chunk_set(_Atomic uint64_t *bits, unsigned page)
 {
-	atomic_fetch_or_explicit(&bits[page / 64], (uint64_t)1 << (page % 64), memory_order_seq_cst);
+	atomic_fetch_or_explicit(&bits[page / 64], (uint64_t)1 << (page % 64),
+				 memory_order_seq_cst);
 }
 
 /* True for the one caller that gets the page: it is populated and was not claimed. */

@@ -17,7 +17,9 @@
 #include "common/err.h"
 #include "image/writer.h"
 
-enum { BLOCK_PAGES = 64 };
+enum {
+	BLOCK_PAGES = 64
+};
 #define BLOCK_BYTES ((size_t)BLOCK_PAGES << 12)
 
 /* Pages copied together; they become one frame. */

@@ -142,12 +142,14 @@ int regions_find_frozen_objects(struct capture *c, struct usnap_err *err)
 			continue;
 		int o = region_object(c, v);
 		if (o < 0)
-			return usnap_fail_errno(err, o, "cannot take in the shared memory '%s'", v->path);
+			return usnap_fail_errno(err, o, "cannot take in the shared memory '%s'",
+						v->path);
 		if (is_named(v))
 			c->objects[o].frozen = true;
 	}
 	int r = c->nr_objects ? mark_open_objects(c) : 0;
-	return r < 0 ? usnap_fail_errno(err, r, "cannot list the files of process %d", c->target->pid)
+	return r < 0 ? usnap_fail_errno(err, r, "cannot list the files of process %d",
+					c->target->pid)
 		     : 0;
 }
 
@@ -156,7 +158,8 @@ int regions_appeared(struct capture *c)
 	for (size_t i = 0; i < c->maps.n; i++) {
 		const struct vma *v = &c->maps.v[i];
 
-		if (!v->shared || (v->kind != VMA_SHMEM && v->kind != VMA_HUGETLB) || object_of(c, v))
+		if (!v->shared || (v->kind != VMA_SHMEM && v->kind != VMA_HUGETLB) ||
+		    object_of(c, v))
 			continue;
 		int o = region_object(c, v);
 		if (o < 0)

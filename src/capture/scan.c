@@ -166,7 +166,8 @@ int scan_populated(struct capture *c, const struct segment *s, uint64_t start, u
 		return populate_shared(c, s, start, end);
 	/* Only while nothing runs is what is absent now absent at T0 as well. */
 	if (frozen)
-		pageset_depopulate(c->pages, s->key + (start - s->start), (end - start) >> PAGE_SHIFT);
+		pageset_depopulate(c->pages, s->key + (start - s->start),
+				   (end - start) >> PAGE_SHIFT);
 	return scan_pages(c, start, end, 0, 0,
 			  PAGE_IS_PRESENT | (s->unit == PAGE_BYTES ? PAGE_IS_SWAPPED : 0),
 			  populate_private, &p);
@@ -176,6 +177,15 @@ static int count_bytes(void *arg, uint64_t start, uint64_t end, uint64_t categor
 {
 	*(uint64_t *)arg += end - start;
 	return 0;
+}
+
+int scan_present(const struct capture *c, uint64_t start, uint64_t end)
+{
+	uint64_t bytes = 0;
+	int r = scan_pages(c, start, end, 0, 0, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, count_bytes,
+			   &bytes);
+
+	return r < 0 ? r : bytes == end - start;
 }
 
 int scan_protected(const struct capture *c, uint64_t start, uint64_t end)

@@ -64,7 +64,8 @@ static int insert(struct segmap *m, size_t i, struct segment s)
 		m->s = bigger;
 		m->room = room;
 	}
-	memmove(&m->s[i + 1], &m->s[i], (m->n - i) * sizeof(s));
+	if (i < m->n)
+		memmove(&m->s[i + 1], &m->s[i], (m->n - i) * sizeof(s));
 	m->s[i] = s;
 	m->n++;
 	return 0;
@@ -92,7 +93,8 @@ int segmap_cut(struct segmap *m, uint64_t start, uint64_t end)
 		m->s[j].key += end - m->s[j].start;
 		m->s[j].start = end;
 	}
-	memmove(&m->s[i], &m->s[j], (m->n - j) * sizeof(m->s[0]));
+	if (j < m->n)
+		memmove(&m->s[i], &m->s[j], (m->n - j) * sizeof(m->s[0]));
 	m->n -= j - i;
 	return 0;
 }

@@ -59,13 +59,6 @@ void capture_fail(struct capture *c, int code, const char *fmt, ...)
 	pool_fail(c->pool);
 }
 
-void capture_hurry(bool on)
-{
-	struct sched_param param = {.sched_priority = on ? 1 : 0};
-
-	pthread_setschedparam(pthread_self(), on ? SCHED_RR : SCHED_OTHER, &param);
-}
-
 const struct capture_stats *capture_get_stats(const struct capture *c)
 {
 	return &c->stats;
@@ -114,12 +107,12 @@ static int write_identity(struct capture *c, struct usnap_err *err)
 	for (size_t i = 0; i < sizeof(id); i++)
 		snprintf(hex + 2 * i, 3, "%02x", id[i]);
 
-	json_t *j = json_pack("{s:s, s:i, s:s, s:n, s:{s:I, s:I, s:I}, s:s, s:s, s:s, s:i}", "format",
-			      "uffd-snap image", "version", 1, "id", hex, "parent", "t0", "realtime_ns",
-			      (json_int_t)s->t0_realtime_ns, "monotonic_ns",
+	json_t *j = json_pack("{s:s, s:i, s:s, s:n, s:{s:I, s:I, s:I}, s:s, s:s, s:s, s:i}",
+			      "format", "uffd-snap image", "version", 1, "id", hex, "parent", "t0",
+			      "realtime_ns", (json_int_t)s->t0_realtime_ns, "monotonic_ns",
 			      (json_int_t)s->t0_monotonic_ns, "boottime_ns",
-			      (json_int_t)s->t0_boottime_ns, "host", u.nodename, "kernel", u.release,
-			      "arch", u.machine, "page_size", (int)PAGE_BYTES);
+			      (json_int_t)s->t0_boottime_ns, "host", u.nodename, "kernel",
+			      u.release, "arch", u.machine, "page_size", (int)PAGE_BYTES);
 	json_t *t = json_pack("{s:i, s:I}", "pid", (int)c->target->pid, "start_ticks",
 			      (json_int_t)c->target->start_ticks);
 	json_t *comm = json_string(c->target->comm);
@@ -233,7 +226,8 @@ static int begin_attempt(struct capture *c, struct usnap_err *err)
 	segmap_clear(&c->segments);
 	pthread_mutex_unlock(&c->map_lock);
 	pageset_reset(c->pages);
-	c->log.n = c->discards.n = c->rescued.n = 0;
+	c->log.n = c->discards.n = c->rescued.n = c->young.n = 0;
+	c->armed_once = false;
 	pthread_mutex_unlock(&c->fault_lock);
 
 	int r = pool_drain(c->pool);
@@ -258,8 +252,8 @@ static void end_preserve(struct capture *c)
 	pthread_mutex_lock(&c->fault_lock);
 	unsaved = capture_stopping(c) ? 0 : pageset_count_unsaved(c->pages, &first);
 	if (unsaved)
-		capture_tear(c, "%llu pages from %#llx on were not saved", (unsigned long long)unsaved,
-			     (unsigned long long)first);
+		capture_tear(c, "%llu pages from %#llx on were not saved",
+			     (unsigned long long)unsaved, (unsigned long long)first);
 	fault_flush(c);
 	if (!c->torn)
 		atomic_store(&c->phase, PHASE_RELEASE);
@@ -317,6 +311,11 @@ static int attempt(struct capture *c, bool held, struct usnap_err *err)
 		r = arm(c, err);
 		c->stats.arm_ns = now_ns() - start;
 	}
+	/* As late as can be: what has changed since costs time in the freeze. */
+	pstate_free(c->pstate);
+	c->pstate = NULL;
+	if (r == 0)
+		r = pstate_prepare(&c->pstate, c->target, &c->gadgets, err);
 	if (r == 0)
 		r = freeze(c, held, err);
 	if (r < 0)
@@ -333,7 +332,8 @@ static int attach(struct capture *c, struct usnap_err *err)
 	int r = maps_read_flags(c->target->procfd, &c->maps);
 
 	if (r < 0)
-		return usnap_fail_errno(err, r, "cannot read the mappings of process %d", c->target->pid);
+		return usnap_fail_errno(err, r, "cannot read the mappings of process %d",
+					c->target->pid);
 	r = remote_find_gadgets(&c->gadgets, c->target, &c->maps, err);
 	if (r < 0)
 		return r;
@@ -350,9 +350,8 @@ static int attach(struct capture *c, struct usnap_err *err)
 		if (r < 0)
 			return r;
 	}
-	r = pstate_prepare(&c->pstate, c->target, &c->gadgets, err);
 	c->stats.attach_ns = now_ns() - start;
-	return r;
+	return 0;
 }
 
 static void detach(struct capture *c)
@@ -397,9 +396,11 @@ static int attempts(struct capture *c, struct usnap_err *err)
 			return 0;
 		c->stats.torn++;
 		if (c->stats.torn >= c->options.max_torn && !c->options.hold) {
-			usnap_fail(err, -EAGAIN, "cannot take a consistent snapshot of process %d: %s",
+			usnap_fail(err, -EAGAIN,
+				   "cannot take a consistent snapshot of process %d: %s",
 				   c->target->pid, c->stats.torn_reason);
-			return usnap_hint(err, "without --no-hold its threads are held for the copy");
+			return usnap_hint(err,
+					  "without --no-hold its threads are held for the copy");
 		}
 	}
 }
@@ -414,6 +415,7 @@ static void capture_free(struct capture *c)
 	ranges_free(&c->log);
 	ranges_free(&c->discards);
 	ranges_free(&c->rescued);
+	ranges_free(&c->young);
 	free(c->deferred);
 	free(c->objects);
 	free(c->aliases);
@@ -431,7 +433,8 @@ static bool ksm_runs(void)
 {
 	cleanup_free char *run = NULL;
 
-	return io_read_file_at(AT_FDCWD, "/sys/kernel/mm/ksm/run", 16, &run, NULL) == 0 && run[0] != '0';
+	return io_read_file_at(AT_FDCWD, "/sys/kernel/mm/ksm/run", 16, &run, NULL) == 0 &&
+	       run[0] != '0';
 }
 
 int capture_run(struct capture **ret, struct target *target, struct image_writer *writer,
@@ -470,7 +473,8 @@ int capture_run(struct capture **ret, struct target *target, struct image_writer
 	}
 	if (r == 0) {
 		cleanup_free char *stats = capture_stats_json(c);
-		r = stats ? image_writer_commit(writer, c->aliases, c->nr_aliases, stats, strlen(stats), err)
+		r = stats ? image_writer_commit(writer, c->aliases, c->nr_aliases, stats,
+						strlen(stats), err)
 			  : usnap_fail_errno(err, -ENOMEM, "cannot write the statistics");
 	}
 	if (r < 0) {

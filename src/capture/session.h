@@ -23,9 +23,9 @@
 #include "process/tracee.h"
 
 enum phase {
-	PHASE_ARM,      /* faults are logged and resolved */
+	PHASE_ARM, /* faults are logged and resolved */
 	PHASE_PRESERVE, /* faults are copied first */
-	PHASE_RELEASE,  /* nothing is left to save: faults are resolved */
+	PHASE_RELEASE, /* nothing is left to save: faults are resolved */
 };
 
 struct range {
@@ -48,7 +48,7 @@ struct object {
 	uint32_t dev_major, dev_minor;
 	uint64_t inode;
 	uint64_t key; /* of its page at offset 0 */
-	bool frozen;  /* can change behind our back: copied while every thread stands still */
+	bool frozen; /* can change behind our back: copied while every thread stands still */
 };
 
 struct capture {
@@ -82,8 +82,13 @@ struct capture {
 	_Atomic int phase;
 
 	pthread_mutex_t fault_lock;
-	struct ranges log;      /* resolved while arming: to be protected again */
-	struct ranges discards; /* seen while arming: what is populated there must be looked up again */
+	struct ranges log; /* resolved while arming: to be protected again */
+	struct ranges
+		discards; /* seen while arming: what is populated there must be looked up again */
+	/* Mapped since arming began. What has just appeared is likely to be gone soon (the stack of
+	 * a spawned child, a buffer): copied during the freeze, it cannot be lost. The tracer's. */
+	struct ranges young;
+	bool armed_once;
 	struct deferred *deferred;
 	size_t nr_deferred, deferred_room;
 	struct block *open_block;
@@ -98,7 +103,7 @@ struct capture {
 	_Atomic bool torn, failed;
 	_Atomic bool sweep_done;
 	pthread_mutex_t state_lock; /* torn_reason, failure */
-	struct usnap_err failure;   /* of the fault or sweep thread */
+	struct usnap_err failure; /* of the fault or sweep thread */
 	_Atomic uint64_t nr_saved;
 };
 
@@ -112,15 +117,11 @@ static inline bool capture_stopping(const struct capture *c)
 	return c->torn || c->failed;
 }
 
-/* While the target waits for the calling thread, it comes before everything that does not: real-time
- * priority, where the right to it is there; else nothing changes. */
-void capture_hurry(bool on);
-
 /* regions.c: which mappings are captured, and how */
 enum how {
-	HOW_NONE,    /* nothing to copy: a file, a device */
+	HOW_NONE, /* nothing to copy: a file, a device */
 	HOW_PROTECT, /* registered and write-protected */
-	HOW_FROZEN,  /* written pages copied while every thread stands still */
+	HOW_FROZEN, /* written pages copied while every thread stands still */
 };
 enum how region_how(const struct capture *c, const struct vma *v);
 /* Registration mode and unit of a HOW_PROTECT mapping. */
@@ -144,7 +145,9 @@ int scan_pages(const struct capture *c, uint64_t start, uint64_t end, uint64_t i
 /* Brings the populated bits of a segment's part up to date. */
 int scan_populated(struct capture *c, const struct segment *s, uint64_t start, uint64_t end,
 		   bool frozen);
-/* 1: every page of [start, end) is there and protected; 0: not. */
+/* 1: every page of [start, end) is there; 0: not. */
+int scan_present(const struct capture *c, uint64_t start, uint64_t end);
+/* The same, and protected. */
 int scan_protected(const struct capture *c, uint64_t start, uint64_t end);
 
 /* For a shared mapping that is copied while nothing runs: what its object holds. */
@@ -170,7 +173,11 @@ void fault_stop(struct capture *c);
 /* Reads and handles what is there. With fault_lock. */
 int fault_drain(struct capture *c);
 void fault_flush(struct capture *c);
-enum served { SERVED, AGAIN /* an event is pending */, NO_BLOCK };
+enum served {
+	SERVED,
+	AGAIN /* an event is pending */,
+	NO_BLOCK
+};
 /* Claims, copies and marks as saved what is populated and free in [key, key+len) of s. With
  * fault_lock. */
 enum served fault_copy(struct capture *c, const struct segment *s, uint64_t key, uint64_t len);

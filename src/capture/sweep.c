@@ -92,7 +92,8 @@ static void gather(struct capture *c, struct gather *g, uint64_t key)
 			if (s.end && k >= s.key && k - s.key < s.end - s.start) {
 				addr = s.start + (k - s.key);
 			} else if (!locate(c, k, &s, &addr)) {
-				capture_tear(c, "the page at %#llx was unmapped before it was saved",
+				capture_tear(c,
+					     "the page at %#llx was unmapped before it was saved",
 					     (unsigned long long)k);
 				g->next_key = k;
 				return;
@@ -182,7 +183,12 @@ static int finish(struct capture *c, struct gather *g)
 	return 0;
 }
 
-enum copied { COPIED, LOOK_AGAIN, NOTHING, TORN };
+enum copied {
+	COPIED,
+	LOOK_AGAIN,
+	NOTHING,
+	TORN
+};
 
 static enum copied copy_block(struct capture *c, struct gather *g, uint64_t key)
 {
@@ -253,8 +259,10 @@ static void *sweep_thread(void *arg)
 		pool_put(c->pool, g.block);
 		g.block = NULL;
 		if (f < 0)
-			capture_fail(c, f, f == -ESRCH ? "process %d has ended or runs another program now"
-						       : "cannot unprotect the memory of process %d",
+			capture_fail(c, f,
+				     f == -ESRCH
+					     ? "process %d has ended or runs another program now"
+					     : "cannot unprotect the memory of process %d",
 				     c->target->pid);
 		key = g.next_key;
 	}
@@ -316,7 +324,8 @@ int sweep_held(struct capture *c, struct usnap_err *err)
 	uint64_t key = 0, at, last_tick = 0;
 	int r = 0;
 
-	for (struct chunk *ch; r == 0 && (ch = pageset_next(c->pages, key, &at)); key = at + CHUNK_BYTES) {
+	for (struct chunk *ch; r == 0 && (ch = pageset_next(c->pages, key, &at));
+	     key = at + CHUNK_BYTES) {
 		for (unsigned p = 0; p < CHUNK_PAGES && r == 0; p++) {
 			struct segment s;
 			uint64_t k = at + p * PAGE_BYTES, addr;
@@ -339,8 +348,8 @@ int sweep_held(struct capture *c, struct usnap_err *err)
 			r = pool_error(c->pool);
 		uint64_t now = now_ns();
 		if (c->options.progress && now - last_tick > 100000000u) {
-			c->options.progress(c->options.progress_arg, "copying", c->nr_saved * PAGE_BYTES,
-					    c->stats.bytes_populated);
+			c->options.progress(c->options.progress_arg, "copying",
+					    c->nr_saved * PAGE_BYTES, c->stats.bytes_populated);
 			last_tick = now;
 		}
 	}
@@ -349,6 +358,7 @@ int sweep_held(struct capture *c, struct usnap_err *err)
 	if (r == -ECANCELED)
 		return usnap_fail(err, r, "interrupted");
 	if (r < 0 && !pool_error(c->pool))
-		return usnap_fail_errno(err, r, "cannot read the memory of process %d", c->target->pid);
+		return usnap_fail_errno(err, r, "cannot read the memory of process %d",
+					c->target->pid);
 	return r;
 }

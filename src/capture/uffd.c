@@ -87,7 +87,7 @@ bool uffd_event_pending(int fd)
 struct take {
 	const struct target *target;
 	int device; /* /dev/userfaultfd as we opened it, or -1 */
-	int fd;     /* result */
+	int fd; /* result */
 };
 
 static int fetch_fd(const struct remote_helper *h, const struct take *take, int64_t remote_fd)
@@ -130,7 +130,8 @@ static int64_t pass_device(struct remote_helper *h, const struct take *take, int
 				       h->data, 0);
 	if (r < 0)
 		return r;
-	struct iovec local = {pair, sizeof(pair)}, remote = {(void *)(uintptr_t)h->data, sizeof(pair)};
+	struct iovec local = {pair, sizeof(pair)},
+		     remote = {(void *)(uintptr_t)h->data, sizeof(pair)};
 	if (process_vm_readv(h->tid, &local, 1, &remote, 1, 0) != sizeof(pair))
 		return -EFAULT;
 	sockets[0] = pair[0];
@@ -178,7 +179,8 @@ static int take_in_helper(struct remote_helper *h, void *arg, struct usnap_err *
 		device = pass_device(h, take, sockets);
 		fd = device < 0 ? device
 				: remote_helper_call(h, SYS_ioctl, (uint64_t)device,
-						     USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK, 0, 0);
+						     USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK, 0,
+						     0);
 	}
 	int r = fd < 0 ? (int)fd : fetch_fd(h, take, fd);
 	if (!h->own_files) {
@@ -239,7 +241,9 @@ static size_t idle_threads(const struct target *t, pid_t *ret, size_t max)
 int uffd_take(int *ret_fd, uint64_t *ret_features, const struct target *t,
 	      const struct remote_gadgets *g, struct usnap_err *err)
 {
-	enum { TRIES = 8 };
+	enum {
+		TRIES = 8
+	};
 	static const uint64_t needed = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMOVE |
 				       UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP;
 	static const uint64_t wanted = UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MISSING_SHMEM |

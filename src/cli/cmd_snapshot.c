@@ -19,7 +19,12 @@
 #include "image/writer.h"
 #include "process/target.h"
 
-enum { MAX_TORN = 2, MAX_THREADS = 256, MAX_LEVEL = 19, FRAME_PAGES = 64 };
+enum {
+	MAX_TORN = 2,
+	MAX_THREADS = 256,
+	MAX_LEVEL = 19,
+	FRAME_PAGES = 64
+};
 
 struct snapshot_args {
 	pid_t pid;
@@ -59,11 +64,12 @@ static void print_json(FILE *out, const struct snapshot_args *a, const struct ca
 		       const struct image_writer_stats *w, uint64_t elapsed_ns)
 {
 	json_t *j = json_pack(
-		"{s:i, s:s?, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:b, s:I, s:I}", "pid",
-		(int)a->pid, "file", a->output, "t0_realtime_ns", (json_int_t)s->t0_realtime_ns,
-		"t0_monotonic_ns", (json_int_t)s->t0_monotonic_ns, "pause_ns", (json_int_t)s->pause_ns,
-		"elapsed_ns", (json_int_t)elapsed_ns, "memory_bytes", (json_int_t)s->bytes_populated,
-		"file_bytes", (json_int_t)w->file_bytes, "faults", (json_int_t)s->faults, "fault_max_ns",
+		"{s:i, s:s?, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:b, s:I, s:I}",
+		"pid", (int)a->pid, "file", a->output, "t0_realtime_ns",
+		(json_int_t)s->t0_realtime_ns, "t0_monotonic_ns", (json_int_t)s->t0_monotonic_ns,
+		"pause_ns", (json_int_t)s->pause_ns, "elapsed_ns", (json_int_t)elapsed_ns,
+		"memory_bytes", (json_int_t)s->bytes_populated, "file_bytes",
+		(json_int_t)w->file_bytes, "faults", (json_int_t)s->faults, "fault_max_ns",
 		(json_int_t)s->fault_max_ns, "arm_ns", (json_int_t)s->arm_ns, "torn", (int)s->torn,
 		"held", (int)s->held, "threads", (json_int_t)s->threads, "regions",
 		(json_int_t)s->regions);
@@ -145,7 +151,8 @@ static int take(const struct snapshot_args *a)
 		r = output_commit(output, &err);
 	if (r == 0) {
 		/* A stream carries the image: the summary goes where it does not mix. */
-		FILE *out = output_is_stream(output) && strcmp(a->output, "-") == 0 ? stderr : stdout;
+		FILE *out =
+			output_is_stream(output) && strcmp(a->output, "-") == 0 ? stderr : stdout;
 
 		progress_end(&progress);
 		image_writer_get_stats(writer, &ws);
@@ -187,7 +194,15 @@ static bool parse_number(const char *text, uint64_t min, uint64_t max, bool suff
 
 static int run(int argc, char **argv)
 {
-	enum { OPT_LEVEL = 256, OPT_THREADS, OPT_MEMORY, OPT_NO_HOLD, OPT_KILL, OPT_JSON, OPT_HELP };
+	enum {
+		OPT_LEVEL = 256,
+		OPT_THREADS,
+		OPT_MEMORY,
+		OPT_NO_HOLD,
+		OPT_KILL,
+		OPT_JSON,
+		OPT_HELP
+	};
 	static const struct option options[] = {
 		{"output", required_argument, NULL, 'o'},
 		{"level", required_argument, NULL, OPT_LEVEL},
@@ -216,13 +231,15 @@ static int run(int argc, char **argv)
 			break;
 		case OPT_LEVEL:
 			if (!parse_number(optarg, 1, MAX_LEVEL, false, &n))
-				return cli_usage_error(&cmd_snapshot, "--level takes a number from 1 to %d",
+				return cli_usage_error(&cmd_snapshot,
+						       "--level takes a number from 1 to %d",
 						       MAX_LEVEL);
 			a.level = (int)n;
 			break;
 		case OPT_THREADS:
 			if (!parse_number(optarg, 1, MAX_THREADS, false, &n))
-				return cli_usage_error(&cmd_snapshot, "--threads takes a number from 1 to %d",
+				return cli_usage_error(&cmd_snapshot,
+						       "--threads takes a number from 1 to %d",
 						       MAX_THREADS);
 			a.threads = (unsigned)n;
 			break;
@@ -260,7 +277,8 @@ static int run(int argc, char **argv)
 	if (!a.output)
 		return cli_usage_error(&cmd_snapshot, "where to? -o FILE is missing");
 	if (a.kill && a.no_hold)
-		return cli_usage_error(&cmd_snapshot, "--kill stops the process: --no-hold cannot be had");
+		return cli_usage_error(&cmd_snapshot,
+				       "--kill stops the process: --no-hold cannot be had");
 	a.pid = (pid_t)n;
 	catch_signals();
 	return take(&a);
@@ -275,7 +293,7 @@ const struct cli_command cmd_snapshot = {
 		"      --threads N     threads that compress (default: one per CPU)\n"
 		"      --memory SIZE   memory for pages on their way to the image (default 64M)\n"
 		"      --no-hold       fail rather than hold the threads while memory is copied\n"
-		"      --kill          stop the process at T0 and end it when the image is complete\n"
+		"      --kill          stop the process at T0, end it once the image is complete\n"
 		"      --json          print the summary as JSON\n"
 		"  -q, --quiet         print nothing but errors\n"
 		"      --help          show this help\n",

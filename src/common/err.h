@@ -11,7 +11,7 @@
 #include <stdarg.h>
 
 struct usnap_err {
-	int code;       /* negative errno; 0: nothing went wrong yet */
+	int code; /* negative errno; 0: nothing went wrong yet */
 	char text[512]; /* "cannot <verb> 'object': <reason>" */
 	char hint[512]; /* what to do about it, or empty */
 };

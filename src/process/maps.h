@@ -10,36 +10,67 @@
 #include <stdint.h>
 
 enum vma_kind {
-	VMA_ANON,      /* private anonymous: heap, stacks, mmaps */
-	VMA_FILE,      /* private mapping of a file */
+	VMA_ANON, /* private anonymous: heap, stacks, mmaps */
+	VMA_FILE, /* private mapping of a file */
 	VMA_FILE_SHARED, /* MAP_SHARED of a file on a file system of its own */
-	VMA_SHMEM,     /* tmpfs, memfd, SysV or MAP_SHARED|MAP_ANONYMOUS, shared */
+	VMA_SHMEM, /* tmpfs, memfd, SysV or MAP_SHARED|MAP_ANONYMOUS, shared */
 	VMA_SHMEM_PRIVATE, /* private mapping of a tmpfs file or memfd */
-	VMA_HUGETLB,   /* hugetlbfs, shared or private */
-	VMA_SPECIAL,   /* [vdso], [vvar], [vsyscall], [uprobes] */
-	VMA_DEVICE,    /* VM_IO, VM_PFNMAP: memory of a device */
+	VMA_HUGETLB, /* hugetlbfs, shared or private */
+	VMA_SPECIAL, /* [vdso], [vvar], [vsyscall], [uprobes] */
+	VMA_DEVICE, /* VM_IO, VM_PFNMAP: memory of a device */
 };
 
 /* Two letters of smaps' VmFlags as bits; names in maps.c, proc(5). */
 enum vma_flag {
-	VMF_RD, VMF_WR, VMF_EX, VMF_SH, VMF_MR, VMF_MW, VMF_ME, VMF_MS, VMF_GD, VMF_PF,
-	VMF_LO, VMF_IO, VMF_SR, VMF_RR, VMF_DC, VMF_DE, VMF_AC, VMF_NR, VMF_HT, VMF_SF,
-	VMF_WF, VMF_DD, VMF_SD, VMF_MM, VMF_HG, VMF_NH, VMF_MG, VMF_UM, VMF_UW, VMF_UI,
-	VMF_SS, VMF_SL, VMF_DP, VMF_LF, VMF_NR_FLAGS,
+	VMF_RD,
+	VMF_WR,
+	VMF_EX,
+	VMF_SH,
+	VMF_MR,
+	VMF_MW,
+	VMF_ME,
+	VMF_MS,
+	VMF_GD,
+	VMF_PF,
+	VMF_LO,
+	VMF_IO,
+	VMF_SR,
+	VMF_RR,
+	VMF_DC,
+	VMF_DE,
+	VMF_AC,
+	VMF_NR,
+	VMF_HT,
+	VMF_SF,
+	VMF_WF,
+	VMF_DD,
+	VMF_SD,
+	VMF_MM,
+	VMF_HG,
+	VMF_NH,
+	VMF_MG,
+	VMF_UM,
+	VMF_UW,
+	VMF_UI,
+	VMF_SS,
+	VMF_SL,
+	VMF_DP,
+	VMF_LF,
+	VMF_NR_FLAGS,
 };
 
 struct vma {
 	uint64_t start, end; /* bytes, page-aligned */
-	uint64_t offset;     /* into the file, bytes */
+	uint64_t offset; /* into the file, bytes */
 	uint64_t inode;
 	uint32_t dev_major, dev_minor;
-	uint32_t prot;       /* PROT_* */
+	uint32_t prot; /* PROT_* */
 	bool shared;
 	enum vma_kind kind;
-	bool has_flags;      /* flags and page_size are known (from smaps) */
-	uint64_t flags;      /* 1 << VMF_* */
-	uint64_t page_size;  /* KernelPageSize in bytes; the base page size if unknown */
-	char *path;          /* "" when the kernel gives none */
+	bool has_flags; /* flags and page_size are known (from smaps) */
+	uint64_t flags; /* 1 << VMF_* */
+	uint64_t page_size; /* KernelPageSize in bytes; the base page size if unknown */
+	char *path; /* "" when the kernel gives none */
 };
 
 struct maps {

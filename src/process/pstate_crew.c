@@ -20,6 +20,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
+#include "common/hurry.h"
 #include "common/util.h"
 #include "process/pstate_internal.h"
 
@@ -83,6 +84,8 @@ static void *crew_main(void *arg)
 	struct crew *c = ps->crew;
 	unsigned seen = 0;
 
+	/* The tracer, in a hurry itself, may wait for the piece in hand. */
+	thread_hurry(true);
 	pthread_mutex_lock(&c->lock);
 	for (;;) {
 		while (c->round == seen && !c->quit)

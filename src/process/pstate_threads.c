@@ -21,9 +21,6 @@
 #ifndef PTRACE_GET_RSEQ_CONFIGURATION
 #define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
 #endif
-#ifndef PTRACE_O_SUSPEND_SECCOMP
-#define PTRACE_O_SUSPEND_SECCOMP (1 << 21)
-#endif
 #ifndef PR_GET_TID_ADDRESS
 #define PR_GET_TID_ADDRESS 40
 #endif
@@ -212,72 +209,75 @@ static void own_take(const struct remote_batch *b, const struct own_calls *c,
 	memcpy(&th->pdeathsig, b->data + c->pdeathsig, 4);
 }
 
-/* A wait with a timeout goes on with the time that is left (restart_syscall(2)), unless
- * the thread comes back from a signal frame in between. */
-static bool in_restart_block(const struct user_regs_struct *regs)
-{
-	return (int64_t)regs->orig_rax >= 0 && (int64_t)regs->rax == -516;
-}
+/* Batches that run at the same time. */
+enum {
+	THREADS_AT_ONCE = 64
+};
 
-/* Runs a batch where it does no harm. 1: not run, and why does not matter
- * to the target; what it would have told stays unknown. */
-static int run_batch(struct pstate *ps, struct tracee *t, const struct thread_state *th,
-		     struct remote_batch *b, struct usnap_err *err)
-{
-	uint64_t seccomp = 0;
-
-	/* The frames of a batch would end such a wait with EINTR. */
-	if (in_restart_block(&t->regs))
-		return 1;
-	/* A filter could answer a call it does not know by killing the process.
-	 * Suspending filters takes CAP_SYS_ADMIN and CONFIG_CHECKPOINT_RESTORE. */
-	text_number(span_text(th->status), "Seccomp", 0, 10, &seccomp);
-	if (seccomp &&
-	    ptrace(PTRACE_SETOPTIONS, t->tid, NULL, (void *)PTRACE_O_SUSPEND_SECCOMP) < 0)
-		return 1;
-	struct usnap_err why = {0};
-	int r = remote_run(t, ps->t, &ps->gadgets, b, &why);
-	if (seccomp && r != -ESRCH)
-		ptrace(PTRACE_SETOPTIONS, t->tid, NULL, NULL);
-	if (r == -ESRCH)
-		return usnap_fail(err, r, "%s", why.text);
-	return r < 0 ? 1 : 0;
-}
-
-static int run_batches(struct pstate *ps, struct tracee *t, struct thread_state *th,
-		       struct remote_batch *b, struct usnap_err *err)
-{
+/* What the batch of a thread asks for. */
+struct thread_calls {
 	struct own_calls own;
-	struct signal_calls calls;
-	bool with_process = !ps->signals_known;
+	struct signal_calls process; /* of the thread that asks for the whole process */
+	struct remote_batch batch;
+};
 
-	remote_batch_init(b);
-	own_add(b, &own);
-	if (with_process)
-		signals_add(ps, b, &calls, 0);
-	int r = run_batch(ps, t, th, b, err);
-	if (r)
-		return MIN(r, 0);
-	own_take(b, &own, th);
-	if (!with_process)
-		return 0;
-	signals_take(ps, b, &calls);
-	ps->signals_known = true;
-	while (calls.timer_to < ps->signals.nr_timers) {
-		remote_batch_init(b);
-		signals_add(ps, b, &calls, calls.timer_to);
-		r = run_batch(ps, t, th, b, err);
-		if (r)
-			return MIN(r, 0);
-		signals_take(ps, b, &calls);
+/* More timers than fit into one batch. */
+static int ask_for_timers(struct pstate *ps, struct remote_job *job, struct signal_calls *calls,
+			  struct usnap_err *err)
+{
+	while (calls->timer_to < ps->signals.nr_timers) {
+		remote_batch_init(job->b);
+		signals_add(ps, job->b, calls, calls->timer_to);
+		int r = remote_run_all(job, 1, ps->t, &ps->gadgets, err);
+		if (r < 0)
+			return r;
+		if (job->result < 0)
+			return 0; /* unknown, and told so */
+		signals_take(ps, job->b, calls);
 	}
 	return 0;
+}
+
+/* Asks every thread at once for what only it can tell; thread number first also for the process. */
+static int ask(struct pstate *ps, struct tracees *ts, size_t from, size_t n, size_t first,
+	       struct thread_calls *calls, struct remote_job *jobs, struct usnap_err *err)
+{
+	for (size_t i = 0; i < n; i++) {
+		remote_batch_init(&calls[i].batch);
+		jobs[i] = (struct remote_job){.t = &ts->t[from + i], .b = &calls[i].batch};
+		own_add(&calls[i].batch, &calls[i].own);
+		if (from + i == first)
+			signals_add(ps, &calls[i].batch, &calls[i].process, 0);
+	}
+	int r = remote_run_all(jobs, n, ps->t, &ps->gadgets, err);
+	for (size_t i = 0; i < n && r == 0; i++) {
+		struct thread_state *th = &ps->threads[from + i];
+
+		/* Only now: a restartable sequence that was underway has been
+		 * aborted, as the kernel does when it gives the CPU away. */
+		th->regs = ts->t[from + i].regs;
+		if (jobs[i].result < 0)
+			continue; /* what it would have told stays unknown */
+		own_take(&calls[i].batch, &calls[i].own, th);
+		if (from + i != first)
+			continue;
+		signals_take(ps, &calls[i].batch, &calls[i].process);
+		ps->signals_known = true;
+		r = ask_for_timers(ps, &jobs[i], &calls[i].process, err);
+	}
+	return r;
 }
 
 /* As many as there are now and some more, with memory that is there: a page
  * fault of ours in the freeze costs as much as a system call. */
 int threads_reserve(struct pstate *ps, size_t n)
 {
+	if (!ps->calls) {
+		ps->calls = calloc(THREADS_AT_ONCE, sizeof(*ps->calls));
+		if (!ps->calls)
+			return -ENOMEM;
+		memset(ps->calls, 1, MIN(n, (size_t)THREADS_AT_ONCE) * sizeof(*ps->calls));
+	}
 	if (n > ps->thread_room) {
 		struct thread_state *bigger = realloc(ps->threads, n * sizeof(*bigger));
 
@@ -298,14 +298,10 @@ int threads_reserve(struct pstate *ps, size_t n)
 
 int threads_collect(struct pstate *ps, struct tracees *ts, struct usnap_err *err)
 {
-	cleanup_free struct remote_batch *b = malloc(sizeof(*b));
+	struct remote_job jobs[THREADS_AT_ONCE];
 
-	if (!b)
-		return usnap_fail_errno(err, -ENOMEM, "cannot collect the threads");
 	for (size_t i = 0; i < ts->n; i++) {
-		struct thread_state *th = &ps->threads[i];
-
-		int r = collect_thread(&ts->t[i], th);
+		int r = collect_thread(&ts->t[i], &ps->threads[i]);
 		if (r < 0)
 			return usnap_fail_errno(err, r, "cannot read the state of thread %d",
 						(int)ts->t[i].tid);
@@ -314,25 +310,19 @@ int threads_collect(struct pstate *ps, struct tracees *ts, struct usnap_err *err
 	if (r < 0)
 		return usnap_fail_errno(err, r, "cannot read the state of process %d",
 					(int)ps->t->pid);
+	seccomp_collect(ps);
 	r = signals_begin(ps, err);
-	if (r < 0)
-		return r;
-	/* The one that asks for the whole process asks most: rather one for
-	 * which that is cheap. */
+	/* Any thread can ask for the whole process; one in a timed wait takes longer over it. */
 	size_t first = 0;
-	while (first < ts->n && in_restart_block(&ts->t[first].regs))
+	while (first + 1 < ts->n && remote_is_slow(&ts->t[first]))
 		first++;
-	for (size_t k = 0; k < ts->n; k++) {
-		size_t i = (first + k) % ts->n;
-
-		r = run_batches(ps, &ts->t[i], &ps->threads[i], b, err);
-		if (r < 0)
-			return r;
-		/* Only now: a restartable sequence that was underway has been
-		 * aborted, as the kernel does when it gives the CPU away. */
-		ps->threads[i].regs = ts->t[i].regs;
-	}
-	return 0;
+	for (size_t from = 0; from < ts->n && r == 0; from += THREADS_AT_ONCE)
+		r = ask(ps, ts, from, MIN(ts->n - from, (size_t)THREADS_AT_ONCE), first, ps->calls,
+			jobs, err);
+	/* The first may have had no room on its stack: then any other. */
+	for (size_t i = 0; i < ts->n && r == 0 && !ps->signals_known; i++)
+		r = ask(ps, ts, i, 1, i, ps->calls, jobs, err);
+	return r;
 }
 
 /* ---- afterwards ---------------------------------------------------------- */
@@ -517,6 +507,7 @@ void threads_forget(struct pstate *ps)
 
 		free(th->pending.v);
 		free(th->notes);
+		seccomp_forget(th);
 		*th = (struct thread_state){.xstate = xstate};
 	}
 	ps->nr_threads = 0;
@@ -532,4 +523,5 @@ void threads_free(struct pstate *ps)
 	for (size_t i = 0; i < ps->thread_room; i++)
 		free(ps->threads[i].xstate);
 	free(ps->threads);
+	free(ps->calls);
 }

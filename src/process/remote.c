@@ -252,6 +252,9 @@ struct chain {
 	struct tracee *t;
 	const struct target *target;
 	const struct remote_gadgets *g;
+	int sig; /* that stops the thread at the end */
+	bool stepped; /* call by call, see remote_is_slow() */
+	bool running; /* has been let go */
 	uint64_t own_mask; /* the thread's signal mask */
 	uint64_t xstate_addr, data_addr, frames_addr;
 	uint64_t xstate_len; /* with its trailing magic */
@@ -270,15 +273,20 @@ static uint64_t chain_mask(const struct chain *c, bool unblock_stop)
 	for (size_t i = 0; i < ARRAY_SIZE(forced); i++)
 		m &= ~(1ull << (forced[i] - 1));
 	if (unblock_stop)
-		m &= ~(1ull << (c->g->stop_signal - 1));
+		m &= ~(1ull << (c->sig - 1));
 	return m;
 }
 
 /* Size of the user xstate for a set of features, from CPUID leaf 0xD. */
 static uint32_t xstate_size(uint64_t features)
 {
+	static _Thread_local uint64_t known_features;
+	static _Thread_local uint32_t known_size;
 	uint32_t size = XSTATE_MIN;
 
+	/* In a virtual machine every CPUID is an exit of microseconds. */
+	if (known_size && known_features == features)
+		return known_size;
 	for (unsigned i = 2; i < 63; i++) {
 		unsigned eax, ebx, ecx, edx;
 
@@ -287,6 +295,8 @@ static uint32_t xstate_size(uint64_t features)
 		__cpuid_count(0xD, i, eax, ebx, ecx, edx);
 		size = MAX(size, eax + ebx);
 	}
+	known_features = features;
+	known_size = size;
 	return size;
 }
 
@@ -351,6 +361,26 @@ static void frame_call(const struct chain *c, struct frame *f, const struct remo
 	f->mcontext.r10 = a[3];
 	f->mcontext.r8 = a[4];
 	f->mcontext.r9 = a[5];
+}
+
+/* The registers with which a call begins without its frame being restored. */
+static void frame_to_regs(const struct chain *c, const struct frame *f,
+			  struct user_regs_struct *ret)
+{
+	const struct sigcontext *m = &f->mcontext;
+
+	*ret = c->t->regs;
+	ret->orig_rax = (uint64_t)-1;
+	ret->rip = m->rip;
+	ret->rsp = m->rsp;
+	ret->rax = m->rax;
+	ret->rdi = m->rdi;
+	ret->rsi = m->rsi;
+	ret->rdx = m->rdx;
+	ret->r10 = m->r10;
+	ret->r8 = m->r8;
+	ret->r9 = m->r9;
+	ret->eflags &= ~0x400ul; /* DF, as the ABI wants it at a call */
 }
 
 /* The thread's own context, for the case that no tracer gives it back: an
@@ -471,8 +501,8 @@ static void chain_free(struct chain *c)
 	free(c->image);
 }
 
-/* Builds the chain for a batch and writes it below the stack. sig: the stop signal. */
-static int chain_build(struct chain *c, const struct remote_batch *b, int sig,
+/* Builds the chain for a batch and writes it below the stack. */
+static int chain_build(struct chain *c, const struct remote_batch *b,
 		       struct user_regs_struct *ret_regs)
 {
 	_Alignas(64) unsigned char xstate[XSTATE_MAX];
@@ -507,7 +537,8 @@ static int chain_build(struct chain *c, const struct remote_batch *b, int sig,
 	memcpy(c->image + (c->xstate_addr - c->frames_addr), xstate, c->xstate_len);
 	memcpy(c->image + (c->data_addr - c->frames_addr), b->data, b->data_len);
 
-	struct remote_call stop = {SYS_tgkill, {(uint64_t)tgid, (uint64_t)tid, (uint64_t)sig}, 0};
+	struct remote_call stop = {
+		SYS_tgkill, {(uint64_t)tgid, (uint64_t)tid, (uint64_t)c->sig}, 0};
 	struct frame first, *f = (struct frame *)c->image;
 	uint64_t sp = c->frames_addr;
 	for (unsigned i = 0; i <= b->nr_calls; i++) {
@@ -522,30 +553,20 @@ static int chain_build(struct chain *c, const struct remote_batch *b, int sig,
 	if (r < 0)
 		return -ENOSPC;
 
-	*ret_regs = c->t->regs;
-	ret_regs->orig_rax = (uint64_t)-1;
-	ret_regs->rip = first.mcontext.rip;
-	ret_regs->rsp = first.mcontext.rsp;
-	ret_regs->rax = first.mcontext.rax;
-	ret_regs->rdi = first.mcontext.rdi;
-	ret_regs->rsi = first.mcontext.rsi;
-	ret_regs->rdx = first.mcontext.rdx;
-	ret_regs->r10 = first.mcontext.r10;
-	ret_regs->r8 = first.mcontext.r8;
-	ret_regs->r9 = first.mcontext.r9;
-	ret_regs->eflags &= ~0x400ul; /* DF, as the ABI wants it at a call */
+	frame_to_regs(c, &first, ret_regs);
 	return 0;
 }
 
 /* Lets the thread run until the chain's last call stops it. on_event is told
  * of a clone event (the helper). */
-static int chain_wait(struct chain *c, int sig, int (*on_event)(struct chain *, void *), void *arg)
+static int chain_wait(struct chain *c, int (*on_event)(struct chain *, void *), void *arg)
 {
 	for (;;) {
 		int status;
 
-		if (ptrace(PTRACE_CONT, c->t->tid, NULL, NULL) < 0)
+		if (!c->running && ptrace(PTRACE_CONT, c->t->tid, NULL, NULL) < 0)
 			return -ESRCH;
+		c->running = false;
 		if (wait_tid(c->t->tid, &status) < 0)
 			return -ESRCH;
 		if (!WIFSTOPPED(status)) {
@@ -561,7 +582,7 @@ static int chain_wait(struct chain *c, int sig, int (*on_event)(struct chain *, 
 		}
 		if (event)
 			continue; /* a group stop, or an interrupt that was still due */
-		if (WSTOPSIG(status) == sig)
+		if (WSTOPSIG(status) == c->sig)
 			return 0;
 		siginfo_t info;
 		if (ptrace(PTRACE_GETSIGINFO, c->t->tid, NULL, &info) < 0)
@@ -597,12 +618,12 @@ static int chain_finish(struct chain *c, struct remote_batch *b)
 	return r;
 }
 
-static int chain_run(struct chain *c, struct remote_batch *b, int sig,
-		     int (*on_event)(struct chain *, void *), void *arg)
+/* Up to the point where the thread can be let go: from then on it would complete by itself. */
+static int chain_begin(struct chain *c, struct remote_batch *b)
 {
 	struct user_regs_struct regs;
 	uint64_t mask;
-	int r = chain_build(c, b, sig, &regs);
+	int r = chain_build(c, b, &regs);
 
 	if (r < 0)
 		return r;
@@ -610,7 +631,99 @@ static int chain_run(struct chain *c, struct remote_batch *b, int sig,
 	if (ptrace(PTRACE_SETSIGMASK, c->t->tid, (void *)sizeof(mask), &mask) < 0 ||
 	    ptrace(PTRACE_SETREGS, c->t->tid, NULL, &regs) < 0)
 		return -ESRCH;
-	r = chain_wait(c, sig, on_event, arg);
+	return 0;
+}
+
+/*
+ * rt_sigreturn ends a timed wait for good: a thread that was in one would
+ * find it interrupted (EINTR) instead of going on with the time that is left
+ * (the restart block; arch/x86/kernel/signal_64.c). Such a thread makes its
+ * calls one by one, each stopped at its end before it can return to a frame;
+ * the frames are there only for the death of the tracer.
+ */
+bool remote_is_slow(const struct tracee *t)
+{
+	return (int64_t)t->regs.orig_rax >= 0 && (int64_t)t->regs.rax == -516;
+}
+
+/* Steps over one system call of the thread: in, events, out. */
+static int step_call(struct chain *c, int (*on_event)(struct chain *, void *), void *arg)
+{
+	for (bool inside = false;;) {
+		int status;
+
+		if (ptrace(PTRACE_SYSCALL, c->t->tid, NULL, NULL) < 0 ||
+		    wait_tid(c->t->tid, &status) < 0)
+			return -ESRCH;
+		if (!WIFSTOPPED(status)) {
+			c->t->stopped = false;
+			return -ESRCH;
+		}
+		int event = status >> 16;
+		if (event == PTRACE_EVENT_CLONE || event == PTRACE_EVENT_VFORK) {
+			int r = on_event ? on_event(c, arg) : 0;
+			if (r < 0)
+				return r;
+		} else if (!event && WSTOPSIG(status) == (SIGTRAP | 0x80)) {
+			if (inside)
+				return 0;
+			inside = true;
+		} else if (!event && WSTOPSIG(status) == SIGSTOP && !c->t->sig) {
+			c->t->sig =
+				SIGSTOP; /* cannot be blocked: theirs, delivered at the release */
+			if (ptrace(PTRACE_GETSIGINFO, c->t->tid, NULL, &c->t->siginfo) < 0)
+				return -ESRCH;
+		}
+	}
+}
+
+/* To a stop inside the kernel's signal handling, where an interrupted call is restarted. */
+static int stop_again(struct tracee *t)
+{
+	int status;
+
+	if (ptrace(PTRACE_INTERRUPT, t->tid, NULL, NULL) < 0)
+		return -ESRCH;
+	do {
+		if (ptrace(PTRACE_CONT, t->tid, NULL, NULL) < 0 || wait_tid(t->tid, &status) < 0)
+			return -ESRCH;
+		if (!WIFSTOPPED(status)) {
+			t->stopped = false;
+			return -ESRCH;
+		}
+	} while (status >> 16 != PTRACE_EVENT_STOP);
+	return 0;
+}
+
+/* As chain_wait() after chain_begin(), call by call. */
+static int chain_step(struct chain *c, const struct remote_batch *b,
+		      int (*on_event)(struct chain *, void *), void *arg)
+{
+	struct user_regs_struct regs;
+	uint64_t own_frame = c->frames_addr + b->nr_calls * sizeof(struct frame);
+	int r = 0;
+
+	for (unsigned i = 0; i < b->nr_calls && r == 0; i++) {
+		struct frame f;
+
+		/* Its return address: the thread's own context, without the stop. */
+		frame_call(c, &f, &b->calls[i], own_frame, 0);
+		frame_to_regs(c, &f, &regs);
+		r = ptrace(PTRACE_SETREGS, c->t->tid, NULL, &regs) < 0
+			    ? -ESRCH
+			    : step_call(c, on_event, arg);
+	}
+	return r == -ESRCH ? r : stop_again(c->t) < 0 ? -ESRCH : r;
+}
+
+static int chain_run(struct chain *c, struct remote_batch *b,
+		     int (*on_event)(struct chain *, void *), void *arg)
+{
+	int r = chain_begin(c, b);
+
+	if (r < 0)
+		return r;
+	r = c->stepped ? chain_step(c, b, on_event, arg) : chain_wait(c, on_event, arg);
 	if (r == -ESRCH)
 		return r;
 	int f = chain_finish(c, b);
@@ -641,20 +754,75 @@ static int pick_signal(const struct remote_gadgets *g, pid_t tid)
 	return 0;
 }
 
-int remote_run(struct tracee *t, const struct target *target, const struct remote_gadgets *g,
-	       struct remote_batch *b, struct usnap_err *err)
+static int chain_init(struct chain *c, struct tracee *t, const struct target *target,
+		      const struct remote_gadgets *g)
 {
-	struct remote_gadgets own = *g;
-	struct chain c = {.t = t, .target = target, .g = &own};
+	*c = (struct chain){.t = t,
+			    .target = target,
+			    .g = g,
+			    .sig = pick_signal(g, t->tid),
+			    .stepped = remote_is_slow(t)};
+	return c->sig ? 0 : -EBUSY;
+}
 
-	own.stop_signal = pick_signal(g, t->tid);
-	if (!own.stop_signal)
-		return usnap_fail(err, -EBUSY, "thread %d has too many signals pending", t->tid);
-	if (b->nr_calls == 0)
-		return 0;
-	int r = chain_run(&c, b, own.stop_signal, NULL, NULL);
-	chain_free(&c);
-	return r < 0 ? fail_remote(err, r, t) : 0;
+static unsigned long trace_options(const struct remote_gadgets *g, pid_t tid, unsigned long options)
+{
+	options |= PTRACE_O_TRACESYSGOOD;
+	/* Filters judge our calls as if they were the thread's own. */
+	if (g->seccomp &&
+	    ptrace(PTRACE_SETOPTIONS, tid, NULL, (void *)(options | PTRACE_O_SUSPEND_SECCOMP)) == 0)
+		return options | PTRACE_O_SUSPEND_SECCOMP;
+	ptrace(PTRACE_SETOPTIONS, tid, NULL, (void *)options);
+	return options;
+}
+
+/* A filter that cannot be suspended may answer an unknown call by killing the process. */
+static bool filter_in_the_way(const struct remote_gadgets *g, unsigned long options)
+{
+	return g->seccomp && !(options & PTRACE_O_SUSPEND_SECCOMP);
+}
+
+int remote_run_all(struct remote_job *jobs, size_t n, const struct target *target,
+		   const struct remote_gadgets *g, struct usnap_err *err)
+{
+	cleanup_free struct chain *chains = calloc(n, sizeof(*chains));
+	int gone = 0;
+
+	if (!chains)
+		return usnap_fail_errno(err, -ENOMEM, "cannot make system calls in process %d",
+					target->pid);
+	/* All are let go before the first is waited for. */
+	for (size_t i = 0; i < n; i++) {
+		struct chain *c = &chains[i];
+		struct remote_job *j = &jobs[i];
+
+		j->result = chain_init(c, j->t, target, g);
+		if (j->result == 0 && filter_in_the_way(g, trace_options(g, j->t->tid, 0)))
+			j->result = -EPERM;
+		if (j->result == 0)
+			j->result = chain_begin(c, j->b);
+		if (j->result == 0 && !c->stepped) {
+			if (ptrace(PTRACE_CONT, j->t->tid, NULL, NULL) < 0)
+				j->result = -ESRCH;
+			c->running = true;
+		}
+	}
+	for (size_t i = 0; i < n; i++) {
+		struct chain *c = &chains[i];
+		struct remote_job *j = &jobs[i];
+
+		if (j->result == 0)
+			j->result = c->stepped ? chain_step(c, j->b, NULL, NULL)
+					       : chain_wait(c, NULL, NULL);
+		if (j->result == 0 || (j->result != -ESRCH && c->running))
+			j->result = chain_finish(c, j->b);
+		if (j->result == -ESRCH)
+			gone = usnap_fail(err, -ESRCH, "thread %d was killed", j->t->tid);
+		else
+			ptrace(PTRACE_SETOPTIONS, j->t->tid, NULL, NULL);
+		chain_free(c);
+	}
+	return gone;
 }
 
 /* ---- the helper ------------------------------------------------------------------------------ */
@@ -694,7 +862,7 @@ int64_t remote_helper_call(struct remote_helper *h, long nr, uint64_t a0, uint64
 			return -ESRCH;
 		if (wait_tid(h->tid, &status) < 0 || !WIFSTOPPED(status))
 			return -ESRCH;
-		if (status >> 16 || WSTOPSIG(status) != SIGTRAP)
+		if (status >> 16 || WSTOPSIG(status) != (SIGTRAP | 0x80))
 			i--; /* a group stop or SIGSTOP passes by: it concerns the threads that stay */
 	}
 	if (ptrace(PTRACE_GETREGS, h->tid, NULL, &r) < 0)
@@ -714,20 +882,28 @@ static int helper_started(struct chain *c, void *arg)
 	s->started = true;
 	s->h.tid = (pid_t)tid;
 	if (wait_tid(s->h.tid, &status) < 0 || !WIFSTOPPED(status) ||
-	    ptrace(PTRACE_GETREGS, s->h.tid, NULL, &s->h.regs) < 0)
-		return -ESRCH;
+	    ptrace(PTRACE_GETREGS, s->h.tid, NULL, &s->h.regs) < 0) {
+		s->result = usnap_fail(s->err, -ESRCH, "the helper thread was killed");
+		return 0;
+	}
 	s->h.data = c->data_addr + s->data_offset;
 	s->h.stack = c->data_addr + s->frame_offset;
 	s->result = s->fn(&s->h, s->arg, s->err);
 
-	/* On to its return address: rt_sigreturn into exit(2). */
+	/* Not let go to find its own way out: while the process is stopped (SIGSTOP) it would
+	 * join that stop, and the thread that waits for its end with it. */
 	struct user_regs_struct r = s->h.regs;
 	r.orig_rax = (uint64_t)-1;
 	r.rip = c->g->syscall_ret;
 	r.rsp = s->h.stack;
-	r.rax = SYS_getpid;
-	ptrace(PTRACE_SETREGS, s->h.tid, NULL, &r);
-	ptrace(PTRACE_DETACH, s->h.tid, NULL, NULL);
+	r.rax = SYS_exit;
+	r.rdi = 0;
+	if (ptrace(PTRACE_SETREGS, s->h.tid, NULL, &r) < 0)
+		return 0;
+	do {
+		if (ptrace(PTRACE_CONT, s->h.tid, NULL, NULL) < 0)
+			break;
+	} while (wait_tid(s->h.tid, &status) == 0 && WIFSTOPPED(status));
 	return 0;
 }
 
@@ -745,31 +921,29 @@ int remote_with_helper(struct tracee *t, const struct target *target,
 	enum {
 		HELPER_DATA = 1024
 	};
-	struct remote_gadgets own = *g;
-	struct chain c = {.t = t, .target = target, .g = &own};
+	struct chain c;
 	struct helper_start s = {.fn = fn, .arg = arg, .err = err, .result = -ECHILD};
 	cleanup_free struct remote_batch *b = malloc(sizeof(*b));
 	if (!b)
 		return usnap_fail_errno(err, -ENOMEM, "cannot start a helper");
 
-	own.stop_signal = pick_signal(g, t->tid);
-	if (!own.stop_signal)
+	if (chain_init(&c, t, target, g) < 0)
 		return usnap_fail(err, -EBUSY, "thread %d has too many signals pending", t->tid);
 
 	/* A table of its own can only be reached through a descriptor for the thread. */
 	s.h = (struct remote_helper){
-		.g = &own, .own_files = have_pidfd_thread(), .data_len = HELPER_DATA};
+		.g = g, .own_files = have_pidfd_thread(), .data_len = HELPER_DATA};
 	remote_batch_init(b);
 	s.data_offset = (unsigned)remote_batch_data(b, NULL, HELPER_DATA);
 
 	/* Its return address: a frame that calls exit(0). It needs no xstate: it ends. */
 	struct frame end = {
-		.pretcode = own.restorer,
+		.pretcode = g->restorer,
 		.uc_flags = UC_SIGCONTEXT_SS_FLAG | UC_STRICT_RESTORE_SS_FLAG,
 		.uc_stack = {.flags = SS_FLAGS_INVALID},
 		.uc_sigmask = ~0ull,
 	};
-	end.mcontext.rip = own.syscall_ret;
+	end.mcontext.rip = g->syscall_ret;
 	end.mcontext.rax = SYS_exit;
 	end.mcontext.cs = (uint16_t)t->regs.cs;
 	end.mcontext.__pad0 = (uint16_t)t->regs.ss;
@@ -781,11 +955,18 @@ int remote_with_helper(struct tracee *t, const struct target *target,
 			 (s.h.own_files ? 0 : CLONE_FILES);
 	remote_batch_call(b, SYS_clone, 1u << 1, flags, (uint64_t)off, 0, 0, 0);
 
-	unsigned long options = PTRACE_O_TRACECLONE | PTRACE_O_TRACEVFORK;
-	if (!g->seccomp || ptrace(PTRACE_SETOPTIONS, t->tid, NULL,
-				  (void *)(options | PTRACE_O_SUSPEND_SECCOMP)) < 0)
-		ptrace(PTRACE_SETOPTIONS, t->tid, NULL, (void *)options);
-	int r = chain_run(&c, b, own.stop_signal, helper_started, &s);
+	/* The process has one thread less to spare for a moment, and that is all it notices. */
+	c.stepped = true;
+	unsigned long options = trace_options(g, t->tid, PTRACE_O_TRACECLONE | PTRACE_O_TRACEVFORK);
+	if (filter_in_the_way(g, options)) {
+		ptrace(PTRACE_SETOPTIONS, t->tid, NULL, NULL);
+		usnap_fail(err, -EPERM,
+			   "cannot make system calls in process %d: it is under a seccomp filter, "
+			   "which might end it for that",
+			   target->pid);
+		return usnap_hint(err, "as root (CAP_SYS_ADMIN) the filter can be suspended");
+	}
+	int r = chain_run(&c, b, helper_started, &s);
 	ptrace(PTRACE_SETOPTIONS, t->tid, NULL, NULL);
 	chain_free(&c);
 	if (r < 0)

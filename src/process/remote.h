@@ -35,7 +35,11 @@
 #include "process/target.h"
 #include "process/tracee.h"
 
-enum { REMOTE_MAX_CALLS = 128, REMOTE_MAX_DATA = 8192, REMOTE_FILL = 0xA5 };
+enum {
+	REMOTE_MAX_CALLS = 128,
+	REMOTE_MAX_DATA = 8192,
+	REMOTE_FILL = 0xA5
+};
 
 struct remote_call {
 	uint64_t nr;
@@ -47,7 +51,7 @@ struct remote_batch {
 	struct remote_call calls[REMOTE_MAX_CALLS];
 	unsigned nr_calls;
 	/* Lies in the target while the batch runs: what calls read, and what
-	 * they write. After remote_run() it holds what they wrote. */
+	 * they write. After the run it holds what they wrote. */
 	unsigned char data[REMOTE_MAX_DATA];
 	unsigned data_len;
 };
@@ -68,33 +72,43 @@ int remote_batch_untouched(const struct remote_batch *b, unsigned offset, size_t
 /* What is known of the target beforehand, found without stopping it. */
 struct remote_gadgets {
 	uint64_t syscall_ret; /* address of "syscall; ret" in its text */
-	uint64_t restorer;    /* "mov $__NR_rt_sigreturn, %eax; syscall" */
-	int stop_signal;      /* ignored by the target when there is no tracer */
-	bool other_pidns;     /* the target sees other thread IDs than we do */
-	bool seccomp;         /* a filter judges its system calls */
+	uint64_t restorer; /* "mov $__NR_rt_sigreturn, %eax; syscall" */
+	int stop_signal; /* ignored by the target when there is no tracer */
+	bool other_pidns; /* the target sees other thread IDs than we do */
+	bool seccomp; /* a filter judges its system calls */
 };
 
 struct maps;
 int remote_find_gadgets(struct remote_gadgets *ret, const struct target *t, const struct maps *maps,
 			struct usnap_err *err);
 
-/* The most stack, in bytes below the stack pointer, that a batch can use. */
-#define REMOTE_STACK_BYTES (128u + 64u + 16384u + REMOTE_MAX_DATA + (REMOTE_MAX_CALLS + 3u) * 320u)
+/* A batch and the stopped thread that is to run it. */
+struct remote_job {
+	struct tracee *t;
+	struct remote_batch *b;
+	/* 0, or why the batch was not run: -ENOSPC no room below the stack pointer, -EPERM a seccomp
+	 * filter that cannot be suspended, -EBUSY too many signals pending, -ESRCH killed. Only the
+	 * last one is of consequence to the thread. */
+	int result;
+};
 
-/* Runs the batch on a stopped thread; afterwards the thread is stopped
- * again, its registers and memory as before. -ENOSPC: no room below its
- * stack pointer. -ESRCH: it was killed. */
-int remote_run(struct tracee *t, const struct target *target, const struct remote_gadgets *g,
-	       struct remote_batch *b, struct usnap_err *err);
+/* True for a thread whose calls are made one by one: it is in a timed wait, which a chain would
+ * cut short. Some 15 us a call instead of less than one. */
+bool remote_is_slow(const struct tracee *t);
+
+/* Runs all batches, on all threads at once; afterwards each is stopped again, its registers and
+ * memory as before. Fails only when a thread was killed (-ESRCH) or for want of memory. */
+int remote_run_all(struct remote_job *jobs, size_t n, const struct target *target,
+		   const struct remote_gadgets *g, struct usnap_err *err);
 
 /* The helper, while its function runs. */
 struct remote_helper {
 	const struct remote_gadgets *g;
-	pid_t tid;            /* as we see it */
-	bool own_files;       /* its descriptors are its own; else it must close what it opens */
-	uint64_t data;        /* address in the target of data_len bytes of scratch */
+	pid_t tid; /* as we see it */
+	bool own_files; /* its descriptors are its own; else it must close what it opens */
+	uint64_t data; /* address in the target of data_len bytes of scratch */
 	size_t data_len;
-	uint64_t stack;       /* its stack pointer: return address of every call */
+	uint64_t stack; /* its stack pointer: return address of every call */
 	struct user_regs_struct regs;
 };
 
@@ -107,7 +121,8 @@ typedef int remote_helper_fn(struct remote_helper *h, void *arg, struct usnap_er
 
 /* Starts a helper beside a stopped thread, calls fn, ends the helper. The
  * thread is stopped again afterwards, as before. Returns what fn returned. */
-int remote_with_helper(struct tracee *t, const struct target *target, const struct remote_gadgets *g,
-		       remote_helper_fn *fn, void *arg, struct usnap_err *err);
+int remote_with_helper(struct tracee *t, const struct target *target,
+		       const struct remote_gadgets *g, remote_helper_fn *fn, void *arg,
+		       struct usnap_err *err);
 
 #endif

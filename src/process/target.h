@@ -16,7 +16,7 @@
 struct target {
 	pid_t pid;
 	int pidfd;
-	int procfd;     /* directory /proc/PID */
+	int procfd; /* directory /proc/PID */
 	int pagemap_fd; /* /proc/PID/pagemap: of the mm at the time of opening */
 	uint64_t start_ticks; /* field 22 of /proc/PID/stat: tells a reused PID */
 	char comm[64];

@@ -260,11 +260,12 @@ int tracees_stop(struct tracees *ts, const struct target *target, bool all, uint
 	if (r == -EAGAIN) {
 		for (size_t i = 0; i < ts->n; i++)
 			if (!ts->t[i].stopped)
-				return usnap_fail(err, r,
-						  "cannot stop thread %d of process %d: it is in state %c "
-						  "and does not answer",
-						  ts->t[i].tid, target->pid,
-						  task_state(target, ts->t[i].tid));
+				return usnap_fail(
+					err, r,
+					"cannot stop thread %d of process %d: it is in state %c "
+					"and does not answer",
+					ts->t[i].tid, target->pid,
+					task_state(target, ts->t[i].tid));
 	}
 	if (r == 0 && ts->n == 0)
 		r = -ESRCH;

@@ -21,9 +21,9 @@
 struct tracee {
 	pid_t tid;
 	bool stopped;
-	int sig;           /* signal taken from the kernel by the stop, delivered at release; 0: none */
+	int sig; /* signal taken from the kernel by the stop, delivered at release; 0: none */
 	siginfo_t siginfo; /* of sig */
-	int group_stop;    /* the stop signal when the process is stopped (SIGSTOP...) */
+	int group_stop; /* the stop signal when the process is stopped (SIGSTOP...) */
 	struct user_regs_struct regs; /* as at the stop */
 };
 
