@@ -45,6 +45,17 @@ work_end() {
 	within_a_second cutwork.out
 }
 
+# redis_fill KEYS BYTES: keys "filler:1" ... with values of so many bytes.
+redis_fill() {
+	local from
+	for ((from = 1; from <= $1; from += 20000)); do
+		rcli eval 'for i = ARGV[1], ARGV[2] do
+				redis.call("set", "filler:" .. i, i .. string.rep(string.char(97 + i % 26), ARGV[3]))
+			end' 0 "$from" "$((from + 19999 < $1 ? from + 19999 : $1))" "$2" >/dev/null
+	done
+	[ "$(rcli dbsize)" -ge "$1" ] || fail "redis-server has $(rcli dbsize) keys"
+}
+
 # consistent IMAGE: whole, and of one instant.
 consistent() {
 	usnap verify -q "$1" >verify.out 2>&1 || fail "verify: $(cat verify.out)"

@@ -9,7 +9,7 @@ need jq
 n=$(times_bench 3 20)
 keys=$(times_bench 200000 2000000)
 start_redis --loglevel warning
-rcli debug populate "$keys" filler 300 >/dev/null
+redis_fill "$keys" 300
 
 # load RATE: clients, for as long as the two take turns. Leaves a table row for each.
 load() {

@@ -7,7 +7,7 @@
 need gdb jq
 n=$(times 5 20)
 start_redis --loglevel warning
-rcli debug populate "$(times 100000 1000000)" filler 100 >/dev/null
+redis_fill "$(times 100000 1000000)" 100
 rcli set the-key "a value that $$ knows" >/dev/null
 "$WORKLOADS/kvload" --unix "$redis_sock" --clients 50 --log slow.log >load.out 2>load.err &
 load=$!

@@ -22,8 +22,8 @@ extern char **environ;
 /* --- the clock: gaps that a thread sees which does nothing but look ---------- */
 
 enum {
-	GAP_LOG = 65536,
-	GAP_FLOOR_NS = 30000,
+	GAP_LOG = 1 << 18,
+	GAP_FLOOR_NS = 150000,
 	CLOCK_PACE_NS = 20000
 };
 
