@@ -110,8 +110,7 @@ static void *block_map(struct discarder *d, struct cut_block *b, struct discard_
 	case DISCARD_REMOVE:
 	case DISCARD_PUNCH:
 	case DISCARD_TRUNCATE:
-		o->fd = memfd_create("cutwork-block", MFD_CLOEXEC);
-		if (o->fd < 0 || ftruncate(o->fd, (off_t)b->len))
+		if (ftruncate(o->fd, (off_t)b->len))
 			fatal("make shared memory");
 		return map_memory(b->len, prot, MAP_SHARED, o->fd);
 	default:
@@ -301,7 +300,9 @@ static void discard_setup(unsigned kinds, unsigned nr_threads, unsigned rate)
 			brk_used = brk_used || kind == DISCARD_BRK;
 			d->blocks[i].kind = kind;
 			d->blocks[i].lane = d->run->id;
-			d->own[i].fd = -1;
+			/* Now, so that the descriptors of the process stay the same. */
+			if (kind >= DISCARD_REMOVE)
+				d->own[i].fd = memfd_create("cutwork-block", MFD_CLOEXEC);
 		}
 	}
 	h->blocks = (uint64_t)(uintptr_t)table;
