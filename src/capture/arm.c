@@ -17,7 +17,7 @@
 #include "common/util.h"
 
 enum {
-	MAX_PASSES = 12,
+	MAX_PASSES = 16,
 	FEW_PAGES = 32, /* a log this short is handled while the target stands still */
 };
 #define STEP_BYTES ((uint64_t)64 << 20)
@@ -71,6 +71,23 @@ static int protect_populated(struct capture *c, const struct segment *s)
 	return r;
 }
 
+/*
+ * A range is registered wherever there is a mapping, holes notwithstanding;
+ * and what is mapped into a hole later is not registered, and nobody is told.
+ * UFFDIO_COPY is the one call that wants the whole range in one registered
+ * mapping (mm/userfaultfd.c, validate_dst_vma): asked to copy from where there
+ * is nothing it changes nothing, and says EFAULT when all is well. What is
+ * unmapped from then on raises an event.
+ */
+static int check_registered(const struct capture *c, uint64_t start, uint64_t len)
+{
+	int r;
+
+	while ((r = uffd_copy(c->uffd, start, c->nowhere, len)) == -EAGAIN && !c->failed)
+		sched_yield();
+	return r == -ENOENT || r == -EINVAL || r == -ESRCH ? r : 0;
+}
+
 /* Registers, protects and scans one piece that no segment covers yet. */
 static int cover_piece(struct capture *c, const struct vma *v, uint64_t start, uint64_t end,
 		       bool frozen)
@@ -96,6 +113,8 @@ static int cover_piece(struct capture *c, const struct vma *v, uint64_t start, u
 	if (c->uffd < 0)
 		return 0; /* nothing will run until everything is copied */
 	r = uffd_register(c->uffd, start, end - start, region_mode(v));
+	if (r == 0 && !frozen)
+		r = check_registered(c, start, end - start);
 	if (r == 0 && s.object >= 0 && s.unit == PAGE_BYTES) {
 		/* A hole that is filled meanwhile is reported as missing, and logged. */
 		r = scan_populated(c, &s, start, end, frozen);
@@ -120,8 +139,10 @@ static int cover_piece(struct capture *c, const struct vma *v, uint64_t start, u
 static int fail_cover(struct capture *c, const struct vma *v, int r, struct usnap_err *err)
 {
 	if (r == -ESRCH)
-		return usnap_fail(err, r, "process %d has ended or runs another program now",
-				  c->target->pid);
+		return usnap_fail(
+			err, r,
+			"cannot snapshot process %d: it has ended or runs another program now",
+			c->target->pid);
 	usnap_fail_errno(err, r, "cannot protect the memory at %#llx of process %d",
 			 (unsigned long long)v->start, c->target->pid);
 	if (r == -EBUSY)
@@ -205,24 +226,42 @@ int arm_cover(struct capture *c, const struct maps *maps, bool frozen, struct us
 	return 0;
 }
 
-int arm_protect_ranges(struct capture *c, const struct ranges *rs, bool frozen)
+/* Protects what segments cover of a range, in units of theirs. */
+static int protect_range(struct capture *c, uint64_t start, uint64_t end)
 {
-	for (size_t i = 0; i < rs->n; i++) {
-		int r = frozen ? uffd_protect(c->uffd, rs->r[i].start,
-					      rs->r[i].end - rs->r[i].start)
-			       : protect(c, rs->r[i].start, rs->r[i].end - rs->r[i].start);
-		if (r == -ENOENT) {
-			/* A join of ranges may span a hole, a range may be gone: page by page. */
-			for (uint64_t a = rs->r[i].start; a < rs->r[i].end; a += PAGE_BYTES) {
-				r = protect(c, a, PAGE_BYTES);
-				if (r < 0 && r != -ENOENT && r != -EINVAL)
-					return r;
-			}
-		} else if (r < 0) {
-			return r;
+	for (uint64_t at = start; at < end;) {
+		struct segment s;
+
+		pthread_mutex_lock(&c->map_lock);
+		const struct segment *found = segmap_first(&c->segments, at);
+		if (found)
+			s = *found;
+		pthread_mutex_unlock(&c->map_lock);
+		if (!found || s.start >= end)
+			break;
+		uint64_t from = ALIGN_DOWN(MAX(at, s.start), s.unit);
+		uint64_t to = MIN(ALIGN_UP(MIN(end, s.end), s.unit), s.end);
+		int r = protect(c, from, to - from);
+		/* A part may be gone again: its event is on the way. */
+		for (; r == -ENOENT && from < to; from += s.unit) {
+			r = protect(c, from, s.unit);
+			if (r == 0)
+				r = -ENOENT;
 		}
+		if (r < 0 && r != -ENOENT)
+			return r;
+		at = s.end;
 	}
 	return 0;
+}
+
+int arm_protect_ranges(struct capture *c, const struct ranges *rs)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < rs->n && r == 0; i++)
+		r = protect_range(c, rs->r[i].start, rs->r[i].end);
+	return r;
 }
 
 /* Takes the log and protects what is in it. Returns how many pages that were. */
@@ -235,16 +274,34 @@ static int64_t protect_log(struct capture *c)
 
 	int64_t nr = (int64_t)(ranges_bytes(&log) >> PAGE_SHIFT);
 	ranges_merge(&log, MERGE_BYTES);
-	int r = arm_protect_ranges(c, &log, false);
+	int r = arm_protect_ranges(c, &log);
 	ranges_free(&log);
 	return r < 0 ? r : nr;
 }
 
-int arm(struct capture *c, struct usnap_err *err)
+int arm_settle(struct capture *c, struct usnap_err *err)
 {
 	int64_t left = INT64_MAX, before;
+	unsigned idle = 0;
 
-	for (unsigned pass = 0; pass < MAX_PASSES; pass++) {
+	/* Until the log is short, or two passes in a row have not made it shorter. */
+	for (unsigned pass = 0; pass < MAX_PASSES && left > FEW_PAGES && idle < 2; pass++) {
+		before = left;
+		left = protect_log(c);
+		if (left < 0)
+			return usnap_fail_errno(err, (int)left,
+						"cannot protect the memory of process %d",
+						c->target->pid);
+		idle = left >= before ? idle + 1 : 0;
+		c->stats.arm_passes++;
+	}
+	return capture_stopping(c) ? -ECANCELED : 0;
+}
+
+int arm(struct capture *c, struct usnap_err *err)
+{
+	/* The second time for what has appeared during the first. */
+	for (unsigned pass = 0; pass < 2; pass++) {
 		struct maps maps = {0};
 		int r = pass == 0 ? maps_read_flags(c->target->procfd, &maps)
 				  : maps_read(c->target->procfd, &maps);
@@ -262,17 +319,6 @@ int arm(struct capture *c, struct usnap_err *err)
 		if (r < 0)
 			return r;
 		c->armed_once = true;
-		c->stats.arm_passes = pass + 1;
-		before = left;
-		left = protect_log(c);
-		if (left < 0)
-			return usnap_fail_errno(err, (int)left,
-						"cannot protect the memory of process %d",
-						c->target->pid);
-		if (capture_stopping(c))
-			return -ECANCELED;
-		if (left <= FEW_PAGES || left > before - before / 4)
-			break;
 	}
-	return 0;
+	return arm_settle(c, err);
 }

@@ -7,8 +7,8 @@
  *   2. read the mappings and the process state. The batches of system calls
  *      for it run on the threads' own stacks, whose pages are unprotected and
  *      logged first; the fault thread is still at work, as it was while arming;
- *   3. take the fault thread's place, serve what is left in the descriptor:
- *      from here on nothing of the target's moves;
+ *   3. serve what is left in the descriptor and take the log: from here on
+ *      nothing of the target's moves;
  *   4. cover mappings that have appeared, look up again what was populated
  *      where something was discarded, copy the hottest logged pages and
  *      protect the rest, copy what cannot be protected;
@@ -34,6 +34,8 @@ enum {
 /* A new mapping larger than this is armed while the target runs. */
 #define NEW_BYTES ((uint64_t)32 << 20)
 /* Of a stack, below the stack pointer, that a batch writes as a rule. */
+/* Mappings of files that lie no further apart are scanned in one go. */
+#define SPAN_BYTES ((uint64_t)256 << 10)
 #define STACK_BYTES (4 * PAGE_BYTES)
 
 static uint64_t clock_ns(clockid_t clock)
@@ -82,10 +84,11 @@ static int open_stacks(struct capture *c)
 	return r;
 }
 
-/* Written pages of a mapping that cannot be protected. */
+/* Written pages of mappings that cannot be protected. */
 struct written {
 	struct capture *c;
-	struct block **block;
+	struct copier *cp;
+	size_t vma; /* the first that may hold what is found next */
 };
 
 static int copy_written(void *arg, uint64_t start, uint64_t end, uint64_t categories)
@@ -95,33 +98,75 @@ static int copy_written(void *arg, uint64_t start, uint64_t end, uint64_t catego
 	if (categories & PAGE_IS_PFNZERO)
 		return 0;
 	w->c->frozen_extra_bytes += end - start;
-	return sweep_frozen_pages(w->c, w->block, start, start, (end - start) >> PAGE_SHIFT);
+	return copier_add(w->c, w->cp, start, start, (end - start) >> PAGE_SHIFT);
 }
 
-static int copy_frozen_regions(struct capture *c, struct block **block)
+static bool is_file_private(const struct capture *c, const struct vma *v)
 {
-	struct written w = {c, block};
+	return (v->kind == VMA_FILE || v->kind == VMA_SHMEM_PRIVATE) &&
+	       region_how(c, v) == HOW_FROZEN;
+}
 
-	for (size_t i = 0; i < c->maps.n; i++) {
-		const struct vma *v = &c->maps.v[i];
-		int r;
+/* What a scan over several mappings has found: only private mappings of files count. */
+static int copy_written_of_files(void *arg, uint64_t start, uint64_t end, uint64_t categories)
+{
+	struct written *w = arg;
+	const struct maps *m = &w->c->maps;
+	int r = 0;
 
-		if (region_how(c, v) != HOW_FROZEN)
+	while (w->vma < m->n && m->v[w->vma].end <= start)
+		w->vma++;
+	for (size_t i = w->vma; i < m->n && m->v[i].start < end && r == 0; i++)
+		if (is_file_private(w->c, &m->v[i]))
+			r = copy_written(arg, MAX(start, m->v[i].start), MIN(end, m->v[i].end),
+					 categories);
+	return r;
+}
+
+/* One scan for mappings of libraries that lie side by side: a call costs more than walking over
+ * what lies between. */
+static int copy_file_regions(struct capture *c, struct copier *cp)
+{
+	struct written w = {c, cp, 0};
+	const struct vma *v = c->maps.v;
+
+	for (size_t i = 0, last; i < c->maps.n; i = last + 1) {
+		last = i;
+		if (!is_file_private(c, &v[i]))
 			continue;
-		if (v->kind == VMA_SPECIAL)
-			r = sweep_frozen_pages(c, block, v->start, v->start,
-					       (v->end - v->start) >> PAGE_SHIFT);
-		else if (v->kind == VMA_FILE || v->kind == VMA_SHMEM_PRIVATE)
-			r = scan_pages(c, v->start, v->end, PAGE_IS_FILE, PAGE_IS_FILE,
-				       PAGE_IS_PRESENT | PAGE_IS_SWAPPED, copy_written, &w);
-		else
-			r = scan_shared_frozen(c, v, copy_written, &w);
+		for (size_t k = i + 1; k < c->maps.n && v[k].start - v[last].end <= SPAN_BYTES; k++)
+			if (is_file_private(c, &v[k]))
+				last = k;
+		int r = scan_pages(c, v[i].start, v[last].end, PAGE_IS_FILE, PAGE_IS_FILE,
+				   PAGE_IS_PRESENT | PAGE_IS_SWAPPED, copy_written_of_files, &w);
 		if (r < 0)
 			return r;
-		if (v->kind == VMA_SHMEM || v->kind == VMA_HUGETLB)
-			c->stats.held_bytes += v->end - v->start;
 	}
 	return 0;
+}
+
+static int copy_frozen_regions(struct capture *c, struct copier *cp)
+{
+	struct written w = {c, cp, 0};
+	int r = copy_file_regions(c, cp);
+
+	for (size_t i = 0; i < c->maps.n && r == 0; i++) {
+		const struct vma *v = &c->maps.v[i];
+
+		if (region_how(c, v) != HOW_FROZEN || is_file_private(c, v))
+			continue;
+		if (v->kind == VMA_SPECIAL) {
+			r = copier_add(c, cp, v->start, v->start,
+				       (v->end - v->start) >> PAGE_SHIFT);
+		} else if (v->kind == VMA_ANON) {
+			r = scan_pages(c, v->start, v->end, 0, 0, PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+				       copy_written, &w);
+		} else {
+			r = scan_shared_frozen(c, v, copy_written, &w);
+			c->stats.held_bytes += v->end - v->start;
+		}
+	}
+	return r;
 }
 
 /* What was logged or discarded last: nothing moves now, so look it up once and for all. */
@@ -141,35 +186,13 @@ static int rescan(struct capture *c, struct ranges *rs)
 	return 0;
 }
 
-/* Claimed pages of private memory. Were one absent after all, reading it would raise a fault that
- * nobody serves now: look first. */
-static int copy_claimed(struct capture *c, struct block **block, const struct segment *s,
-			uint64_t key, unsigned nr_pages)
-{
-	uint64_t addr = s->start + (key - s->key), len = nr_pages * PAGE_BYTES;
-	int there = scan_present(c, addr, addr + len);
-
-	if (there < 0)
-		return there;
-	if (!there) {
-		capture_tear(c, "the page at %#llx vanished without notice",
-			     (unsigned long long)addr);
-		return 0;
-	}
-	int r = sweep_frozen_pages(c, block, addr, key, nr_pages);
-	for (unsigned i = 0; i < nr_pages && r == 0; i++)
-		chunk_set(pageset_chunk(c->pages, key, false)->saved, chunk_page(key) + i);
-	atomic_fetch_add(&c->nr_saved, nr_pages);
-	return r;
-}
-
 /* Copies what is populated in [start, end) of private memory, up to *budget pages. */
-static int copy_populated(struct capture *c, struct block **block, uint64_t start, uint64_t end,
+static int copy_populated(struct capture *c, struct copier *cp, uint64_t start, uint64_t end,
 			  unsigned *budget)
 {
 	int r = 0;
 
-	for (uint64_t at = start; at < end && r == 0 && *budget && !c->torn;) {
+	for (uint64_t at = start; at < end && r == 0 && *budget;) {
 		const struct segment *s = segmap_first(&c->segments, at);
 		if (!s || s->start >= end)
 			break;
@@ -180,7 +203,7 @@ static int copy_populated(struct capture *c, struct block **block, uint64_t star
 		}
 		uint64_t key = s->key + (at - s->start),
 			 to = s->key + (MIN(end, s->end) - s->start);
-		while (key < to && r == 0 && *budget && !c->torn) {
+		while (key < to && r == 0 && *budget) {
 			struct chunk *ch = pageset_chunk(c->pages, key, false);
 			unsigned n = 0;
 
@@ -192,7 +215,10 @@ static int copy_populated(struct capture *c, struct block **block, uint64_t star
 			       n < *budget && chunk_claim(ch, chunk_page(key) + n))
 				n++;
 			if (n)
-				r = copy_claimed(c, block, s, key, n);
+				r = copier_add(c, cp, s->start + (key - s->key), key, n);
+			for (unsigned i = 0; i < n; i++)
+				chunk_set(ch->saved, chunk_page(key) + i);
+			atomic_fetch_add(&c->nr_saved, n);
 			*budget -= n;
 			key += MAX(n, 1u) * PAGE_BYTES;
 		}
@@ -203,33 +229,31 @@ static int copy_populated(struct capture *c, struct block **block, uint64_t star
 
 /* Copies what was written last and what has just appeared, within bounds; protects the rest of the
  * log again. What is copied stays unprotected. */
-static int settle_log(struct capture *c, struct block **block)
+static int settle_log(struct capture *c, struct copier *cp, struct ranges *log,
+		      struct ranges *discards)
 {
 	unsigned budget = COPY_PAGES, young_budget = YOUNG_PAGES;
-
-	ranges_merge(&c->log, 0);
-	ranges_merge(&c->discards, 0);
-	c->stats.arm_left = ranges_bytes(&c->log) >> PAGE_SHIFT;
-	int r = rescan(c, &c->log);
-	if (r == 0)
-		r = rescan(c, &c->discards);
-	for (size_t i = c->young.n; i-- > 0 && r == 0;)
-		r = copy_populated(c, block, c->young.r[i].start, c->young.r[i].end, &young_budget);
 	struct ranges rest = {0};
-	for (size_t i = 0; i < c->log.n && r == 0; i++) {
-		const struct range *g = &c->log.r[i];
+
+	ranges_merge(log, 0);
+	ranges_merge(discards, 0);
+	c->stats.arm_left = ranges_bytes(log) >> PAGE_SHIFT;
+	int r = rescan(c, discards);
+	for (size_t i = c->young.n; i-- > 0 && r == 0;)
+		r = copy_populated(c, cp, c->young.r[i].start, c->young.r[i].end, &young_budget);
+	for (size_t i = 0; i < log->n && r == 0; i++) {
+		const struct range *g = &log->r[i];
 		const struct segment *s = segmap_find(&c->segments, g->start);
 
 		if (s && s->unit == PAGE_BYTES && s->object < 0 && g->end <= s->end &&
 		    (g->end - g->start) >> PAGE_SHIFT <= budget)
-			r = copy_populated(c, block, g->start, g->end, &budget);
+			r = copy_populated(c, cp, g->start, g->end, &budget);
 		else
 			r = ranges_add(&rest, g->start, g->end);
 	}
 	if (r == 0)
-		r = arm_protect_ranges(c, &rest, true);
+		r = arm_protect_ranges(c, &rest);
 	ranges_free(&rest);
-	c->log.n = c->discards.n = 0;
 	return r;
 }
 
@@ -256,48 +280,99 @@ static int reopen_memory(struct capture *c)
 	return 0;
 }
 
-/* Steps 3 to 5, with fault_lock. *ret_again: a large mapping has appeared; arm it first. */
-static int take_memory(struct capture *c, bool hold, struct block **block, bool last_try,
+/* Serves what is left in the descriptor and takes over what was logged. */
+static int take_log(struct capture *c, struct ranges *ret_log, struct ranges *ret_discards)
+{
+	pthread_mutex_lock(&c->fault_lock);
+	int r = fault_drain(c);
+	*ret_log = c->log;
+	*ret_discards = c->discards;
+	c->log = c->discards = (struct ranges){0};
+	pthread_mutex_unlock(&c->fault_lock);
+	return r;
+}
+
+/* The end of step 4: nothing has been logged since, or what was is protected; faults are preserved
+ * from now on. */
+static int begin_preserve(struct capture *c)
+{
+	int r = 0;
+
+	pthread_mutex_lock(&c->fault_lock);
+	if (c->uffd >= 0)
+		r = fault_drain(c);
+	if (r == 0)
+		r = arm_protect_ranges(c, &c->log);
+	c->log.n = c->discards.n = 0;
+	if (r == 0)
+		atomic_store(&c->phase, PHASE_PRESERVE);
+	pthread_mutex_unlock(&c->fault_lock);
+	return r;
+}
+
+/*
+ * Steps 3 to 5. *ret_again: a large mapping has appeared; arm it first.
+ *
+ * The fault thread stays at work: none of the target's threads can fault, but
+ * should a page that we read have vanished without notice, the fault is ours,
+ * and somebody must serve it (with zeros, which is what it holds).
+ */
+static int take_memory(struct capture *c, bool hold, struct copier *cp, bool last_try,
 		       bool *ret_again, struct usnap_err *err)
 {
-	int r = c->uffd < 0 ? reopen_memory(c) : fault_drain(c);
+	struct ranges log = {0}, discards = {0};
+	int r = c->uffd < 0 ? reopen_memory(c) : take_log(c, &log, &discards);
 
 	if (r == 0)
 		r = regions_appeared(c);
-	if (r < 0)
-		return usnap_fail_errno(err, r, "cannot settle the faults of process %d",
-					c->target->pid);
+	if (r < 0) {
+		usnap_fail_errno(err, r, "cannot settle the faults of process %d", c->target->pid);
+		goto out;
+	}
 	if (!last_try && arm_uncovered_bytes(c, &c->maps) > NEW_BYTES) {
 		*ret_again = true;
-		return 0;
+		goto out;
 	}
 	r = arm_cover(c, &c->maps, true, err);
 	if (r < 0)
-		return r;
+		goto out;
 	if (hold) {
 		/* Nothing moves until everything is copied: what is populated is what is there. */
 		pageset_reset(c->pages);
-		c->log.n = c->discards.n = 0;
 		for (size_t i = 0; i < c->segments.n && r == 0; i++)
 			r = scan_populated(c, &c->segments.s[i], c->segments.s[i].start,
 					   c->segments.s[i].end, true);
 	} else {
-		r = settle_log(c, block);
+		r = settle_log(c, cp, &log, &discards);
 	}
 	if (r == 0)
-		r = copy_frozen_regions(c, block);
+		r = copy_frozen_regions(c, cp);
+	if (r == 0)
+		r = copier_flush(c, cp);
 	if (r == 0)
 		r = regions_alias(c);
+	if (r == 0)
+		r = begin_preserve(c);
 	if (r < 0)
-		return usnap_fail_errno(err, r, "cannot take the memory of process %d",
-					c->target->pid);
+		usnap_fail_errno(err, r, "cannot take the memory of process %d", c->target->pid);
 	c->stats.bytes_populated = c->frozen_extra_bytes;
-	atomic_store(&c->phase, PHASE_PRESERVE);
-	return 0;
+out:
+	/* Armed again, the log says what is not protected: it must not get lost. */
+	if (*ret_again) {
+		pthread_mutex_lock(&c->fault_lock);
+		for (size_t i = 0; i < log.n && r == 0; i++)
+			r = ranges_add(&c->log, log.r[i].start, log.r[i].end);
+		for (size_t i = 0; i < discards.n && r == 0; i++)
+			r = ranges_add(&c->discards, discards.r[i].start, discards.r[i].end);
+		pthread_mutex_unlock(&c->fault_lock);
+	}
+	ranges_free(&log);
+	ranges_free(&discards);
+	return r;
 }
 
 /* One stop. -EAGAIN: not every thread could be stopped. */
-static int freeze_once(struct capture *c, bool hold, struct block **block, bool last_try,
+static int freeze_once(struct capture *c, bool hold, struct copier *cp, bool last_try,
 		       bool *ret_again, struct usnap_err *err)
 {
 	uint64_t start, stopped, state;
@@ -308,7 +383,9 @@ static int freeze_once(struct capture *c, bool hold, struct block **block, bool 
 	if (r == 0)
 		r = tracees_stop(&c->tracees, c->target, true, start + STOP_NS, err);
 	if (r < 0) {
-		tracees_release(&c->tracees);
+		/* One that does not stop for seconds would not for the next try either. */
+		if (tracees_release(&c->tracees, c->target) && r == -EAGAIN)
+			r = err->code = -EBUSY;
 		thread_hurry(false);
 		c->stats.freeze_retry_pause_ns =
 			MAX(c->stats.freeze_retry_pause_ns, now_ns() - start);
@@ -334,14 +411,11 @@ static int freeze_once(struct capture *c, bool hold, struct block **block, bool 
 		r = pstate_collect(c->pstate, &c->tracees, &c->maps, err);
 	}
 	state = now_ns();
-	if (r == 0) {
-		pthread_mutex_lock(&c->fault_lock);
-		r = take_memory(c, hold, block, last_try, ret_again, err);
-		pthread_mutex_unlock(&c->fault_lock);
-	}
+	if (r == 0)
+		r = take_memory(c, hold, cp, last_try, ret_again, err);
 	uint64_t memory = now_ns();
 	if (r < 0 || *ret_again || !hold)
-		tracees_release(&c->tracees);
+		tracees_release(&c->tracees, c->target);
 	c->stats.stop_ns = stopped - start;
 	c->stats.state_ns = state - stopped;
 	c->stats.memory_ns = memory - state;
@@ -352,7 +426,7 @@ static int freeze_once(struct capture *c, bool hold, struct block **block, bool 
 
 int freeze(struct capture *c, bool hold, struct usnap_err *err)
 {
-	struct block *block = NULL;
+	struct copier cp = {0};
 	int r = -EAGAIN;
 
 	for (unsigned stops = 0, covers = 0; r == -EAGAIN && stops < STOP_TRIES;) {
@@ -362,7 +436,7 @@ int freeze(struct capture *c, bool hold, struct usnap_err *err)
 		c->frozen_extra_bytes = 0;
 		c->stats.held_bytes = 0;
 		c->stats.frozen_pages = 0;
-		r = freeze_once(c, hold, &block, covers == COVER_TRIES, &again, &why);
+		r = freeze_once(c, hold, &cp, covers == COVER_TRIES, &again, &why);
 		if (r == 0 && again) {
 			covers++;
 			r = arm(c, &why);
@@ -373,6 +447,11 @@ int freeze(struct capture *c, bool hold, struct usnap_err *err)
 			c->stats.freeze_retries++;
 			stops++;
 			usleep(1000u << MIN(stops, 6u));
+			if (c->uffd >= 0) {
+				int settled = arm_settle(c, err);
+				if (settled < 0)
+					r = settled;
+			}
 		}
 		if (r < 0 && (r != -EAGAIN || stops == STOP_TRIES) && err && !err->code)
 			*err = why;
@@ -381,7 +460,6 @@ int freeze(struct capture *c, bool hold, struct usnap_err *err)
 			break;
 		}
 	}
-	if (block)
-		pool_put(c->pool, block);
+	copier_drop(c, &cp);
 	return r;
 }

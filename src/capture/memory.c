@@ -19,3 +19,21 @@ int memory_read(const struct capture *c, uint64_t addr, void *buf, size_t len)
 	 * in does not ask for it. It belongs to the memory as of attaching. */
 	return io_pread_full(c->mem_fd, (char *)buf + done, len - done, addr + done);
 }
+
+int memory_read_all(const struct capture *c, const struct iovec *remote, unsigned n, void *buf,
+		    size_t len)
+{
+	struct iovec local = {buf, len};
+	char *at = buf;
+
+	if (process_vm_readv(c->target->pid, &local, 1, remote, n, 0) == (ssize_t)len)
+		return 0;
+	/* Some piece cannot be read this way: one by one. */
+	for (unsigned i = 0; i < n; i++) {
+		int r = memory_read(c, (uintptr_t)remote[i].iov_base, at, remote[i].iov_len);
+		if (r < 0)
+			return r;
+		at += remote[i].iov_len;
+	}
+	return 0;
+}

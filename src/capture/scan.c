@@ -179,15 +179,6 @@ static int count_bytes(void *arg, uint64_t start, uint64_t end, uint64_t categor
 	return 0;
 }
 
-int scan_present(const struct capture *c, uint64_t start, uint64_t end)
-{
-	uint64_t bytes = 0;
-	int r = scan_pages(c, start, end, 0, 0, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, count_bytes,
-			   &bytes);
-
-	return r < 0 ? r : bytes == end - start;
-}
-
 int scan_protected(const struct capture *c, uint64_t start, uint64_t end)
 {
 	uint64_t bytes = 0;

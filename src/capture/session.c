@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
@@ -239,7 +240,7 @@ static int begin_attempt(struct capture *c, struct usnap_err *err)
 	c->nr_saved = 0;
 	struct capture_stats *s = &c->stats;
 	s->faults = s->fault_pages = s->missing_faults = s->sweep_pages = s->frozen_pages = 0;
-	s->arm_faults = s->fault_max_ns = s->rescued_pages = 0;
+	s->arm_passes = s->arm_faults = s->fault_max_ns = s->rescued_pages = 0;
 	memset(s->fault_latency, 0, sizeof(s->fault_latency));
 	return image_writer_begin(c->writer, err);
 }
@@ -291,7 +292,7 @@ static int hold(struct capture *c, struct usnap_err *err)
 		r = sweep_held(c, err);
 	end_preserve(c);
 	if (r < 0 || !c->options.kill)
-		tracees_release(&c->tracees);
+		tracees_release(&c->tracees, c->target);
 	c->stats.preserve_ns = now_ns() - start;
 	if (!c->options.kill)
 		c->stats.pause_ns += c->stats.preserve_ns;
@@ -316,6 +317,8 @@ static int attempt(struct capture *c, bool held, struct usnap_err *err)
 	c->pstate = NULL;
 	if (r == 0)
 		r = pstate_prepare(&c->pstate, c->target, &c->gadgets, err);
+	if (r == 0 && c->uffd >= 0)
+		r = arm_settle(c, err);
 	if (r == 0)
 		r = freeze(c, held, err);
 	if (r < 0)
@@ -384,7 +387,8 @@ static int attempts(struct capture *c, struct usnap_err *err)
 		if (c->failed || (c->torn && memory_gone(c))) {
 			if (!c->failure.code)
 				capture_fail(c, -ESRCH,
-					     "process %d has ended or runs another program now",
+					     "cannot snapshot process %d: it has ended or runs "
+					     "another program now",
 					     c->target->pid);
 			if (pool_error(c->pool))
 				image_writer_flush(c->writer, err); /* knows the reason in full */
@@ -419,6 +423,8 @@ static void capture_free(struct capture *c)
 	free(c->deferred);
 	free(c->objects);
 	free(c->aliases);
+	if (c->nowhere != MAP_FAILED)
+		munmap(c->nowhere, PAGE_BYTES);
 	if (c->mem_fd >= 0)
 		close(c->mem_fd);
 	if (c->wake_fd >= 0)
@@ -453,7 +459,10 @@ int capture_run(struct capture **ret, struct target *target, struct image_writer
 	pthread_mutex_init(&c->state_lock, NULL);
 	c->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	c->pages = pageset_new();
-	int r = c->wake_fd < 0 || !c->pages ? -ENOMEM : 0;
+	/* Low, so that a range of any length from there on is a possible one. */
+	c->nowhere = mmap((void *)MIB(1), PAGE_BYTES, PROT_NONE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	int r = c->wake_fd < 0 || !c->pages || c->nowhere == MAP_FAILED ? -ENOMEM : 0;
 	if (r < 0)
 		usnap_fail_errno(err, r, "cannot begin a snapshot");
 	if (r == 0)
@@ -463,7 +472,7 @@ int capture_run(struct capture **ret, struct target *target, struct image_writer
 	if (r == 0)
 		r = attempts(c, err);
 	if (r < 0)
-		tracees_release(&c->tracees);
+		tracees_release(&c->tracees, c->target);
 	detach(c);
 	if (r == 0) {
 		r = pool_drain(c->pool);
@@ -478,7 +487,7 @@ int capture_run(struct capture **ret, struct target *target, struct image_writer
 			  : usnap_fail_errno(err, -ENOMEM, "cannot write the statistics");
 	}
 	if (r < 0) {
-		tracees_release(&c->tracees);
+		tracees_release(&c->tracees, c->target);
 		/* Encoders end before the writer may. */
 		if (c->pool)
 			image_writer_abort(writer);
@@ -495,6 +504,6 @@ void capture_end(struct capture *c, bool kill_target)
 		return;
 	if (kill_target && c->tracees.n)
 		syscall(SYS_pidfd_send_signal, c->target->pidfd, SIGKILL, NULL, 0);
-	tracees_release(&c->tracees);
+	tracees_release(&c->tracees, c->target);
 	capture_free(c);
 }

@@ -11,6 +11,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/uio.h>
 
 #include "capture/capture.h"
 #include "capture/pageset.h"
@@ -63,6 +64,7 @@ struct capture {
 	struct tracees tracees; /* while stopped */
 	int uffd, mem_fd;
 	uint64_t features;
+	void *nowhere; /* an address of ours from which nothing can be read */
 	bool ksm;
 
 	struct maps maps; /* the latest; at and after T0 those of T0 */
@@ -145,9 +147,7 @@ int scan_pages(const struct capture *c, uint64_t start, uint64_t end, uint64_t i
 /* Brings the populated bits of a segment's part up to date. */
 int scan_populated(struct capture *c, const struct segment *s, uint64_t start, uint64_t end,
 		   bool frozen);
-/* 1: every page of [start, end) is there; 0: not. */
-int scan_present(const struct capture *c, uint64_t start, uint64_t end);
-/* The same, and protected. */
+/* 1: every page of [start, end) is there and protected; 0: not. */
 int scan_protected(const struct capture *c, uint64_t start, uint64_t end);
 
 /* For a shared mapping that is copied while nothing runs: what its object holds. */
@@ -155,14 +155,19 @@ int scan_shared_frozen(struct capture *c, const struct vma *v, scan_fn *fn, void
 
 /* memory.c: bytes of the target */
 int memory_read(const struct capture *c, uint64_t addr, void *buf, size_t len);
+/* n pieces, back to back into buf of len bytes. */
+int memory_read_all(const struct capture *c, const struct iovec *remote, unsigned n, void *buf,
+		    size_t len);
 
 /* arm.c */
 int arm(struct capture *c, struct usnap_err *err);
+/* Protects what has been logged since, until the log is short: right before the freeze. */
+int arm_settle(struct capture *c, struct usnap_err *err);
 int arm_cover(struct capture *c, const struct maps *maps, bool frozen, struct usnap_err *err);
 /* Bytes of maps that would have to be armed yet. */
 uint64_t arm_uncovered_bytes(struct capture *c, const struct maps *maps);
 int arm_log(struct capture *c, uint64_t start, uint64_t end);
-int arm_protect_ranges(struct capture *c, const struct ranges *rs, bool frozen);
+int arm_protect_ranges(struct capture *c, const struct ranges *rs);
 
 /* freeze.c */
 int freeze(struct capture *c, bool hold, struct usnap_err *err);
@@ -190,12 +195,23 @@ void discard_event(struct capture *c, const struct uffd_msg *msg);
 /* An event waits unread: saves what it is about to destroy, if it can be found out. */
 void discard_rescue(struct capture *c);
 
+/* copier.c: copies made while every thread stands still. Pages are gathered and read a block at a
+ * time; none of them may be absent from registered memory. */
+struct copier {
+	struct block *block;
+	struct iovec pieces[BLOCK_PAGES];
+	unsigned nr_pieces;
+};
+int copier_add(struct capture *c, struct copier *cp, uint64_t addr, uint64_t key,
+	       uint64_t nr_pages);
+/* Reads and hands over what is gathered. */
+int copier_flush(struct capture *c, struct copier *cp);
+/* Gives the block back, unread. */
+void copier_drop(struct capture *c, struct copier *cp);
+
 /* sweep.c */
 int sweep_start(struct capture *c, struct usnap_err *err);
 void sweep_join(struct capture *c);
-/* Copies [addr, addr+nr) under key while every thread stands still. */
-int sweep_frozen_pages(struct capture *c, struct block **block, uint64_t addr, uint64_t key,
-		       uint64_t nr_pages);
 int sweep_held(struct capture *c, struct usnap_err *err);
 
 /* release.c */

@@ -19,7 +19,6 @@
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include "capture/session.h"
@@ -114,24 +113,13 @@ static void gather(struct capture *c, struct gather *g, uint64_t key)
 
 static int read_pieces(struct capture *c, const struct gather *g)
 {
-	struct iovec local = {g->block->data, g->block->nr_pages * PAGE_BYTES};
 	struct iovec remote[BLOCK_PAGES];
 
 	for (unsigned i = 0; i < g->nr_pieces; i++)
 		remote[i] = (struct iovec){(void *)(uintptr_t)g->pieces[i].addr,
 					   g->pieces[i].nr_pages * PAGE_BYTES};
-	ssize_t n = process_vm_readv(c->target->pid, &local, 1, remote, g->nr_pieces, 0);
-	if (n == (ssize_t)local.iov_len)
-		return 0;
-	/* Some piece cannot be read this way: one by one. */
-	unsigned char *at = g->block->data;
-	for (unsigned i = 0; i < g->nr_pieces; i++) {
-		int r = memory_read(c, g->pieces[i].addr, at, remote[i].iov_len);
-		if (r < 0)
-			return r;
-		at += remote[i].iov_len;
-	}
-	return 0;
+	return memory_read_all(c, remote, g->nr_pieces, g->block->data,
+			       g->block->nr_pages * PAGE_BYTES);
 }
 
 /* The reader of events is between two of them: its sequence number. */
@@ -211,7 +199,9 @@ static enum copied copy_block(struct capture *c, struct gather *g, uint64_t key)
 		r = there;
 	if (r < 0 || !there) {
 		if (r == -ESRCH)
-			capture_fail(c, r, "process %d has ended or runs another program now",
+			capture_fail(c, r,
+				     "cannot snapshot process %d: it has ended or runs another "
+				     "program now",
 				     c->target->pid);
 		else
 			capture_tear(c, "a page near %#llx changed without notice",
@@ -260,9 +250,9 @@ static void *sweep_thread(void *arg)
 		g.block = NULL;
 		if (f < 0)
 			capture_fail(c, f,
-				     f == -ESRCH
-					     ? "process %d has ended or runs another program now"
-					     : "cannot unprotect the memory of process %d",
+				     f == -ESRCH ? "cannot snapshot process %d: it has ended or "
+						   "runs another program now"
+						 : "cannot unprotect the memory of process %d",
 				     c->target->pid);
 		key = g.next_key;
 	}
@@ -292,35 +282,10 @@ void sweep_join(struct capture *c)
 
 /* ---- while every thread stands still ---------------------------------------------------------- */
 
-int sweep_frozen_pages(struct capture *c, struct block **block, uint64_t addr, uint64_t key,
-		       uint64_t nr_pages)
-{
-	while (nr_pages) {
-		if (!*block)
-			*block = pool_get(c->pool);
-		struct block *b = *block;
-		if (!b)
-			return pool_error(c->pool) ? pool_error(c->pool) : -ECANCELED;
-		unsigned n = (unsigned)MIN(nr_pages, (uint64_t)(BLOCK_PAGES - b->nr_pages));
-		int r = memory_read(c, addr, block_add(b, key, n), n * PAGE_BYTES);
-		if (r < 0)
-			return r;
-		if (b->nr_pages == BLOCK_PAGES) {
-			pool_put(c->pool, b);
-			*block = NULL;
-		}
-		c->stats.frozen_pages += n;
-		addr += n * PAGE_BYTES;
-		key += n * PAGE_BYTES;
-		nr_pages -= n;
-	}
-	return 0;
-}
-
 /* Everything that is populated, by the same thread that holds the target. */
 int sweep_held(struct capture *c, struct usnap_err *err)
 {
-	struct block *block = NULL;
+	struct copier cp = {0};
 	uint64_t key = 0, at, last_tick = 0;
 	int r = 0;
 
@@ -336,7 +301,7 @@ int sweep_held(struct capture *c, struct usnap_err *err)
 			while (p + n < CHUNK_PAGES && addr + n * PAGE_BYTES < s.end &&
 			       chunk_claim(ch, p + n))
 				n++;
-			r = sweep_frozen_pages(c, &block, addr, k, n);
+			r = copier_add(c, &cp, addr, k, n);
 			for (unsigned i = 0; i < n; i++)
 				chunk_set(ch->saved, p + i);
 			atomic_fetch_add(&c->nr_saved, n);
@@ -353,8 +318,9 @@ int sweep_held(struct capture *c, struct usnap_err *err)
 			last_tick = now;
 		}
 	}
-	if (block)
-		pool_put(c->pool, block);
+	if (r == 0)
+		r = copier_flush(c, &cp);
+	copier_drop(c, &cp);
 	if (r == -ECANCELED)
 		return usnap_fail(err, r, "interrupted");
 	if (r < 0 && !pool_error(c->pool))

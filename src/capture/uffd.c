@@ -264,13 +264,14 @@ int uffd_take(int *ret_fd, uint64_t *ret_features, const struct target *t,
 			r = tracees_stop(&ts, t, false, now_ns() + 300000000u, &why);
 		if (r == 0)
 			r = remote_with_helper(&ts.t[0], t, g, take_in_helper, &take, &why);
-		tracees_release(&ts);
+		tracees_release(&ts, t);
 		if (r == -EPERM || r == -ENOSYS)
 			break;
 	}
 	if (take.fd < 0) {
 		if (!why.code)
-			usnap_fail(&why, -ESRCH, "process %d has ended", t->pid);
+			usnap_fail(&why, -ESRCH, "cannot snapshot process %d: it has ended",
+				   t->pid);
 		if (err && !err->code)
 			*err = why;
 		return why.code;

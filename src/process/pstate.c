@@ -215,7 +215,7 @@ int pstate_collect(struct pstate *ps, struct tracees *threads, const struct maps
 	forget_collected(ps);
 	ps->maps = maps;
 	if (!threads->n)
-		return usnap_fail(err, -ESRCH, "process %d has ended", (int)ps->t->pid);
+		return usnap_fail(err, -ESRCH, "cannot snapshot process %d: it has ended", (int)ps->t->pid);
 	int r = threads_reserve(ps, threads->n);
 	if (r == 0)
 		r = files_begin(ps);

@@ -196,7 +196,7 @@ int remote_find_gadgets(struct remote_gadgets *ret, const struct target *t, cons
 	cleanup_free char *status = NULL;
 	int r = io_read_file_at(t->procfd, "status", 65536, &status, NULL);
 	if (r < 0)
-		return usnap_fail(err, -ESRCH, "process %d has ended", t->pid);
+		return usnap_fail(err, -ESRCH, "cannot snapshot process %d: it has ended", t->pid);
 	uint64_t caught = status_field(status, "\nSigCgt:", 16);
 	g.seccomp = status_field(status, "\nSeccomp:", 10) == 2;
 	g.stop_signal = candidates[0];
@@ -479,20 +479,18 @@ static void abort_rseq(struct tracee *t, pid_t pid)
 		t->regs.rip = cs.abort;
 }
 
-/* A signal of the candidates that is pending already would merge with ours. */
+/* A signal that is pending for the thread already would merge with ours. (One that is pending for
+ * the process would not: it comes second, and by then it is blocked again.) */
 static bool is_pending(pid_t tid, int sig)
 {
 	siginfo_t info[16];
+	struct __ptrace_peeksiginfo_args args = {.nr = ARRAY_SIZE(info)};
+	long n = ptrace(PTRACE_PEEKSIGINFO, tid, &args, info);
 
-	for (unsigned flags = 0; flags <= PTRACE_PEEKSIGINFO_SHARED; flags++) {
-		struct __ptrace_peeksiginfo_args args = {.flags = flags, .nr = ARRAY_SIZE(info)};
-		long n = ptrace(PTRACE_PEEKSIGINFO, tid, &args, info);
-
-		for (long i = 0; i < n; i++)
-			if (info[i].si_signo == sig)
-				return true;
-	}
-	return false;
+	for (long i = 0; i < n; i++)
+		if (info[i].si_signo == sig)
+			return true;
+	return n == (long)ARRAY_SIZE(info);
 }
 
 static void chain_free(struct chain *c)
@@ -582,8 +580,10 @@ static int chain_wait(struct chain *c, int (*on_event)(struct chain *, void *), 
 		}
 		if (event)
 			continue; /* a group stop, or an interrupt that was still due */
-		if (WSTOPSIG(status) == c->sig)
+		if (WSTOPSIG(status) == c->sig) {
+			c->t->in_signal_stop = true;
 			return 0;
+		}
 		siginfo_t info;
 		if (ptrace(PTRACE_GETSIGINFO, c->t->tid, NULL, &info) < 0)
 			return -ESRCH;
@@ -692,6 +692,7 @@ static int stop_again(struct tracee *t)
 			return -ESRCH;
 		}
 	} while (status >> 16 != PTRACE_EVENT_STOP);
+	t->in_signal_stop = false;
 	return 0;
 }
 
@@ -754,20 +755,43 @@ static int pick_signal(const struct remote_gadgets *g, pid_t tid)
 	return 0;
 }
 
-static int chain_init(struct chain *c, struct tracee *t, const struct target *target,
-		      const struct remote_gadgets *g)
+/* A signal that a tracer sees and that comes to nothing without one. */
+static bool is_ignored(const struct target *t, pid_t tid, int sig)
 {
-	*c = (struct chain){.t = t,
-			    .target = target,
-			    .g = g,
-			    .sig = pick_signal(g, t->tid),
-			    .stepped = remote_is_slow(t)};
+	static const int ignored[] = {SIGCHLD, SIGURG, SIGWINCH, SIGCONT};
+	char path[64];
+	cleanup_free char *status = NULL;
+	uint64_t bit = 1ull << (sig - 1);
+
+	snprintf(path, sizeof(path), "task/%d/status", tid);
+	if (io_read_file_at(t->procfd, path, 65536, &status, NULL) < 0)
+		return false;
+	if (status_field(status, "\nSigIgn:", 16) & bit)
+		return true;
+	for (size_t i = 0; i < ARRAY_SIZE(ignored); i++)
+		if (sig == ignored[i])
+			return !(status_field(status, "\nSigCgt:", 16) & bit);
+	return false;
+}
+
+static int chain_init(struct chain *c, struct tracee *t, const struct target *target,
+		      const struct remote_gadgets *g, bool step)
+{
+	*c = (struct chain){
+		.t = t, .target = target, .g = g, .sig = pick_signal(g, t->tid), .stepped = step};
+	/* A signal in hand can be given back only at a stop for a signal, as a chain ends with.
+	 * Its handler ends a timed wait anyway; without a handler there is nothing to give back. */
+	if (step && t->sig) {
+		if (is_ignored(target, t->tid, t->sig))
+			t->sig = 0;
+		else
+			c->stepped = false;
+	}
 	return c->sig ? 0 : -EBUSY;
 }
 
 static unsigned long trace_options(const struct remote_gadgets *g, pid_t tid, unsigned long options)
 {
-	options |= PTRACE_O_TRACESYSGOOD;
 	/* Filters judge our calls as if they were the thread's own. */
 	if (g->seccomp &&
 	    ptrace(PTRACE_SETOPTIONS, tid, NULL, (void *)(options | PTRACE_O_SUSPEND_SECCOMP)) == 0)
@@ -796,8 +820,10 @@ int remote_run_all(struct remote_job *jobs, size_t n, const struct target *targe
 		struct chain *c = &chains[i];
 		struct remote_job *j = &jobs[i];
 
-		j->result = chain_init(c, j->t, target, g);
-		if (j->result == 0 && filter_in_the_way(g, trace_options(g, j->t->tid, 0)))
+		j->result = chain_init(c, j->t, target, g, remote_is_slow(j->t));
+		unsigned long options = c->stepped ? PTRACE_O_TRACESYSGOOD : 0;
+		if (j->result == 0 && (options || g->seccomp) &&
+		    filter_in_the_way(g, trace_options(g, j->t->tid, options)))
 			j->result = -EPERM;
 		if (j->result == 0)
 			j->result = chain_begin(c, j->b);
@@ -818,7 +844,7 @@ int remote_run_all(struct remote_job *jobs, size_t n, const struct target *targe
 			j->result = chain_finish(c, j->b);
 		if (j->result == -ESRCH)
 			gone = usnap_fail(err, -ESRCH, "thread %d was killed", j->t->tid);
-		else
+		else if (c->stepped || g->seccomp)
 			ptrace(PTRACE_SETOPTIONS, j->t->tid, NULL, NULL);
 		chain_free(c);
 	}
@@ -927,7 +953,7 @@ int remote_with_helper(struct tracee *t, const struct target *target,
 	if (!b)
 		return usnap_fail_errno(err, -ENOMEM, "cannot start a helper");
 
-	if (chain_init(&c, t, target, g) < 0)
+	if (chain_init(&c, t, target, g, true) < 0)
 		return usnap_fail(err, -EBUSY, "thread %d has too many signals pending", t->tid);
 
 	/* A table of its own can only be reached through a descriptor for the thread. */
@@ -955,9 +981,8 @@ int remote_with_helper(struct tracee *t, const struct target *target,
 			 (s.h.own_files ? 0 : CLONE_FILES);
 	remote_batch_call(b, SYS_clone, 1u << 1, flags, (uint64_t)off, 0, 0, 0);
 
-	/* The process has one thread less to spare for a moment, and that is all it notices. */
-	c.stepped = true;
-	unsigned long options = trace_options(g, t->tid, PTRACE_O_TRACECLONE | PTRACE_O_TRACEVFORK);
+	unsigned long options = trace_options(
+		g, t->tid, PTRACE_O_TRACECLONE | PTRACE_O_TRACEVFORK | PTRACE_O_TRACESYSGOOD);
 	if (filter_in_the_way(g, options)) {
 		ptrace(PTRACE_SETOPTIONS, t->tid, NULL, NULL);
 		usnap_fail(err, -EPERM,

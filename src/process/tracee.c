@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -31,7 +32,7 @@
 #endif
 
 /* How long a thread that was asked to stop and did not may take to be let go. */
-#define STRAGGLER_NS 10000000000ull
+#define STRAGGLER_NS 5000000000ull
 
 static void on_deadline(int sig)
 {
@@ -137,7 +138,8 @@ static int seize_new(struct tracees *ts, const struct target *target, struct usn
 {
 	cleanup_fd int fd = openat(target->procfd, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
-		return usnap_fail(err, -ESRCH, "process %d has ended", target->pid);
+		return usnap_fail(err, -ESRCH, "cannot snapshot process %d: it has ended",
+				  target->pid);
 	cleanup_dir DIR *d = fdopendir(fd);
 	if (!d)
 		return usnap_fail_errno(err, -errno, "cannot list the threads of process %d",
@@ -180,7 +182,8 @@ int tracees_seize(struct tracees *ts, const struct target *target, struct usnap_
 		r = seize_new(ts, target, err);
 	while (r > 0);
 	if (r == 0 && ts->n == 0)
-		r = usnap_fail(err, -ESRCH, "process %d has ended", target->pid);
+		r = usnap_fail(err, -ESRCH, "cannot snapshot process %d: it has ended",
+			       target->pid);
 	return r;
 }
 
@@ -200,6 +203,7 @@ static void take_stop(struct tracee *t, int status, bool *ret_gone)
 	if (status >> 16)
 		return;
 	t->sig = WSTOPSIG(status);
+	t->in_signal_stop = true;
 	if (ptrace(PTRACE_GETSIGINFO, t->tid, NULL, &t->siginfo) < 0)
 		t->siginfo = (siginfo_t){.si_signo = t->sig, .si_code = SI_USER};
 }
@@ -270,7 +274,7 @@ int tracees_stop(struct tracees *ts, const struct target *target, bool all, uint
 	if (r == 0 && ts->n == 0)
 		r = -ESRCH;
 	if (r == -ESRCH)
-		usnap_fail(err, r, "process %d has ended", target->pid);
+		usnap_fail(err, r, "cannot snapshot process %d: it has ended", target->pid);
 	if (r < 0)
 		return r;
 
@@ -280,26 +284,32 @@ int tracees_stop(struct tracees *ts, const struct target *target, bool all, uint
 	return 0;
 }
 
-static void detach(struct tracee *t)
+static void detach(struct tracee *t, const struct target *target)
 {
-	if (t->sig)
+	if (t->sig && t->in_signal_stop) {
 		ptrace(PTRACE_SETSIGINFO, t->tid, NULL, &t->siginfo);
-	ptrace(PTRACE_DETACH, t->tid, NULL, (void *)(long)t->sig);
+		ptrace(PTRACE_DETACH, t->tid, NULL, (void *)(long)t->sig);
+		return;
+	}
+	ptrace(PTRACE_DETACH, t->tid, NULL, NULL);
+	/* Taken on the way to a stop of another kind, where the kernel takes none back. */
+	if (t->sig)
+		syscall(SYS_tgkill, target->pid, t->tid, t->sig);
 }
 
-void tracees_release(struct tracees *ts)
+size_t tracees_release(struct tracees *ts, const struct target *target)
 {
 	size_t running = 0;
+	timer_t timer;
+	uint64_t deadline_ns = now_ns() + STRAGGLER_NS;
 
 	for (size_t i = 0; i < ts->n; i++) {
 		if (ts->t[i].stopped)
-			detach(&ts->t[i]);
+			detach(&ts->t[i], target);
 		else
 			running++;
 	}
 	/* A thread can be detached only while it stands still: interrupt, wait, let go. */
-	timer_t timer;
-	uint64_t deadline_ns = now_ns() + STRAGGLER_NS;
 	if (running && deadline_arm(&timer, deadline_ns) == 0) {
 		for (size_t i = 0; i < ts->n; i++)
 			if (!ts->t[i].stopped)
@@ -319,7 +329,7 @@ void tracees_release(struct tracees *ts)
 			bool gone;
 			take_stop(t, status, &gone);
 			if (!gone && t->stopped)
-				detach(t);
+				detach(t, target);
 			if (gone || t->stopped) {
 				t->stopped = true;
 				running--;
@@ -329,4 +339,5 @@ void tracees_release(struct tracees *ts)
 	}
 	free(ts->t);
 	*ts = (struct tracees){0};
+	return running;
 }

@@ -23,6 +23,7 @@ struct tracee {
 	bool stopped;
 	int sig; /* signal taken from the kernel by the stop, delivered at release; 0: none */
 	siginfo_t siginfo; /* of sig */
+	bool in_signal_stop; /* where sig can be handed to the kernel with the release */
 	int group_stop; /* the stop signal when the process is stopped (SIGSTOP...) */
 	struct user_regs_struct regs; /* as at the stop */
 };
@@ -48,7 +49,9 @@ int tracees_stop(struct tracees *ts, const struct target *target, bool all, uint
 		 struct usnap_err *err);
 
 /* Detaches every thread, delivering what signal it owes. Also undoes a
- * partial stop. Never fails: threads that are gone are gone. */
-void tracees_release(struct tracees *ts);
+ * partial stop: a thread that has not stopped yet is waited for, since only
+ * then it can be detached. Returns how many did not stop for that either
+ * (the kernel detaches them when the tracer ends); else 0. */
+size_t tracees_release(struct tracees *ts, const struct target *target);
 
 #endif

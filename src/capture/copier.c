@@ -1,0 +1,55 @@
+#include <errno.h>
+
+#include "capture/session.h"
+#include "common/util.h"
+
+int copier_flush(struct capture *c, struct copier *cp)
+{
+	struct block *b = cp->block;
+
+	if (!b)
+		return 0;
+	int r = memory_read_all(c, cp->pieces, cp->nr_pieces, b->data, b->nr_pages * PAGE_BYTES);
+	if (r < 0)
+		return r;
+	c->stats.frozen_pages += b->nr_pages;
+	pool_put(c->pool, b);
+	cp->block = NULL;
+	cp->nr_pieces = 0;
+	return 0;
+}
+
+int copier_add(struct capture *c, struct copier *cp, uint64_t addr, uint64_t key, uint64_t nr_pages)
+{
+	while (nr_pages) {
+		if (!cp->block)
+			cp->block = pool_get(c->pool);
+		struct block *b = cp->block;
+		if (!b)
+			return pool_error(c->pool) ? pool_error(c->pool) : -ECANCELED;
+		unsigned n = (unsigned)MIN(nr_pages, (uint64_t)(BLOCK_PAGES - b->nr_pages));
+
+		block_add(b, key, n);
+		cp->pieces[cp->nr_pieces++] =
+			(struct iovec){(void *)(uintptr_t)addr, n * PAGE_BYTES};
+		if (b->nr_pages == BLOCK_PAGES) {
+			int r = copier_flush(c, cp);
+			if (r < 0)
+				return r;
+		}
+		addr += n * PAGE_BYTES;
+		key += n * PAGE_BYTES;
+		nr_pages -= n;
+	}
+	return 0;
+}
+
+void copier_drop(struct capture *c, struct copier *cp)
+{
+	if (cp->block) {
+		cp->block->nr_pages = cp->block->nr_runs = 0;
+		pool_put(c->pool, cp->block);
+	}
+	cp->block = NULL;
+	cp->nr_pieces = 0;
+}
