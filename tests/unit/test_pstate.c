@@ -110,7 +110,7 @@ static void look_collect(struct look *l)
 	cr_assert_eq(tracees_stop(&ts, &l->t, true, now_ns() + 5000000000u, &err), 0, "%s",
 		     err.text);
 	int r = pstate_collect(l->ps, &ts, &l->maps, &err);
-	tracees_release(&ts, &target);
+	tracees_release(&ts, &l->t);
 	cr_assert_eq(r, 0, "%s", err.text);
 }
 
