@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "capture/session.h"
 #include "common/util.h"
@@ -21,6 +22,7 @@ enum {
 	FEW_PAGES = 32, /* a log this short is handled while the target stands still */
 };
 #define STEP_BYTES ((uint64_t)64 << 20)
+#define WAIT_NS 500000000u
 /* One more call costs about as much as walking this much of a page table. */
 #define MERGE_BYTES (64 * PAGE_BYTES)
 
@@ -32,10 +34,20 @@ int arm_log(struct capture *c, uint64_t start, uint64_t end)
 /* Repeats while an event is pending: the fault thread will read it. */
 static int protect(const struct capture *c, uint64_t start, uint64_t len)
 {
+	uint64_t deadline = 0;
 	int r;
 
-	while ((r = uffd_protect(c->uffd, start, len)) == -EAGAIN && !c->failed)
-		sched_yield();
+	while ((r = uffd_protect(c->uffd, start, len)) == -EAGAIN && !c->failed) {
+		uint64_t now = now_ns();
+
+		/* While the target stands still there is nobody who could raise one, but for a
+		 * process that shares its memory without being part of it. */
+		if (!deadline)
+			deadline = now + WAIT_NS;
+		if (now > deadline)
+			break;
+		usleep(10);
+	}
 	return r;
 }
 
@@ -45,29 +57,6 @@ static int protect_steps(const struct capture *c, uint64_t start, uint64_t end)
 
 	for (uint64_t a = start; a < end && r == 0; a += STEP_BYTES)
 		r = protect(c, a, MIN(STEP_BYTES, end - a));
-	return r;
-}
-
-/* Protects the parts of a shared mapping that hold something: markers for the
- * holes of a large one would fill its page tables. */
-static int protect_populated(struct capture *c, const struct segment *s)
-{
-	uint64_t key = s->key, end = s->key + (s->end - s->start), at;
-	struct ranges rs = {0};
-	int r = 0;
-
-	for (struct chunk *k; key < end && (k = pageset_next(c->pages, key, &at)) && at < end;
-	     key = at + CHUNK_BYTES)
-		for (unsigned p = 0; p < CHUNK_PAGES && r == 0; p++) {
-			uint64_t page = at + p * PAGE_BYTES;
-
-			if (page >= s->key && page < end && chunk_test(k->populated, p))
-				r = ranges_add(&rs, s->start + (page - s->key),
-					       s->start + (page - s->key) + PAGE_BYTES);
-		}
-	for (size_t i = 0; i < rs.n && r == 0; i++)
-		r = protect_steps(c, rs.r[i].start, rs.r[i].end);
-	ranges_free(&rs);
 	return r;
 }
 
@@ -92,16 +81,8 @@ static int check_registered(const struct capture *c, uint64_t start, uint64_t le
 static int cover_piece(struct capture *c, const struct vma *v, uint64_t start, uint64_t end,
 		       bool frozen)
 {
-	int object = region_object(c, v);
-	if (object < -1)
-		return object;
-	struct segment s = {
-		.start = start,
-		.end = end,
-		.key = object < 0 ? start : c->objects[object].key + v->offset + (start - v->start),
-		.unit = region_unit(v),
-		.object = object,
-	};
+	struct segment s = {.start = start, .end = end, .key = start, .unit = region_unit(v)};
+
 	pthread_mutex_lock(&c->map_lock);
 	int r = segmap_add(&c->segments, s);
 	pthread_mutex_unlock(&c->map_lock);
@@ -113,18 +94,15 @@ static int cover_piece(struct capture *c, const struct vma *v, uint64_t start, u
 	if (c->uffd < 0)
 		return 0; /* nothing will run until everything is copied */
 	r = uffd_register(c->uffd, start, end - start, region_mode(v));
-	if (r == 0 && !frozen)
+	if (r == 0)
+		c->registered = true;
+	/* Huge pages: a copy could take the last one there is from the target. */
+	if (r == 0 && !frozen && s.unit == PAGE_BYTES)
 		r = check_registered(c, start, end - start);
-	if (r == 0 && s.object >= 0 && s.unit == PAGE_BYTES) {
-		/* A hole that is filled meanwhile is reported as missing, and logged. */
-		r = scan_populated(c, &s, start, end, frozen);
-		if (r == 0)
-			r = protect_populated(c, &s);
-	} else if (r == 0) {
+	if (r == 0)
 		r = protect_steps(c, start, end);
-		if (r == 0)
-			r = scan_populated(c, &s, start, end, frozen);
-	}
+	if (r == 0)
+		r = scan_populated(c, &s, start, end, frozen);
 	if (r < 0) {
 		pthread_mutex_lock(&c->map_lock);
 		segmap_cut(&c->segments, start, end);
@@ -313,9 +291,7 @@ int arm(struct capture *c, struct usnap_err *err)
 			maps_inherit_flags(&maps, &c->maps);
 		maps_free(&c->maps);
 		c->maps = maps;
-		r = regions_find_frozen_objects(c, err);
-		if (r == 0)
-			r = arm_cover(c, &c->maps, false, err);
+		r = arm_cover(c, &c->maps, false, err);
 		if (r < 0)
 			return r;
 		c->armed_once = true;

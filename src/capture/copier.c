@@ -1,6 +1,8 @@
 #include <errno.h>
+#include <string.h>
 
 #include "capture/session.h"
+#include "common/io.h"
 #include "common/util.h"
 
 int copier_flush(struct capture *c, struct copier *cp)
@@ -52,4 +54,33 @@ void copier_drop(struct capture *c, struct copier *cp)
 	}
 	cp->block = NULL;
 	cp->nr_pieces = 0;
+}
+
+int copier_add_file(struct capture *c, struct copier *cp, int fd, uint64_t offset, uint64_t key,
+		    uint64_t nr_pages)
+{
+	int r = copier_flush(c, cp);
+
+	while (nr_pages && r == 0) {
+		struct block *b = pool_get(c->pool);
+		if (!b)
+			return pool_error(c->pool) ? pool_error(c->pool) : -ECANCELED;
+		unsigned n = (unsigned)MIN(nr_pages, (uint64_t)BLOCK_PAGES);
+
+		r = io_pread_full(fd, block_add(b, key, n), n * PAGE_BYTES, offset);
+		/* Beyond the end of the file there is nothing that could be read. */
+		if (r == -ENODATA)
+			memset(b->data, 0, n * PAGE_BYTES);
+		if (r == -ENODATA || r == 0)
+			r = 0;
+		else
+			b->nr_pages = b->nr_runs = 0;
+		c->stats.frozen_pages += b->nr_pages;
+		c->frozen_extra_bytes += b->nr_pages * PAGE_BYTES;
+		pool_put(c->pool, b);
+		offset += n * PAGE_BYTES;
+		key += n * PAGE_BYTES;
+		nr_pages -= n;
+	}
+	return r;
 }

@@ -100,8 +100,34 @@ static void check_rescued(struct capture *c, uint64_t start, uint64_t end)
 				     (unsigned long long)start);
 }
 
+/* The kernel has split the huge pages at the edges of a range; where it moves by anything but whole
+ * huge pages, those inside as well. They are no units any more. */
+static int split_huge(struct capture *c, const struct segment *s, uint64_t key, uint64_t len,
+		      void *arg)
+{
+	bool all = *(const bool *)arg;
+	uint64_t edges[] = {key, key + len};
+
+	for (size_t i = 0; i < ARRAY_SIZE(edges); i++) {
+		struct chunk *ch =
+			edges[i] % CHUNK_BYTES ? pageset_chunk(c->pages, edges[i], false) : NULL;
+
+		if (ch)
+			atomic_store(&ch->huge, false);
+	}
+	for (uint64_t k = key, at; all && k < key + len; k = at + CHUNK_BYTES) {
+		struct chunk *ch = pageset_next(c->pages, k, &at);
+
+		if (!ch || at >= key + len)
+			break;
+		atomic_store(&ch->huge, false);
+	}
+	return 0;
+}
+
 void discard_event(struct capture *c, const struct uffd_msg *msg)
 {
+	bool all = false;
 	uint64_t start, end, to;
 	int r = 0;
 
@@ -115,6 +141,7 @@ void discard_event(struct capture *c, const struct uffd_msg *msg)
 		end = msg->arg.remove.end;
 		lose(c, start, end, "munmap()");
 		check_rescued(c, start, end);
+		for_each_part(c, start, end, split_huge, &all);
 		pthread_mutex_lock(&c->map_lock);
 		r = segmap_cut(&c->segments, start, end);
 		pthread_mutex_unlock(&c->map_lock);
@@ -125,6 +152,8 @@ void discard_event(struct capture *c, const struct uffd_msg *msg)
 		to = msg->arg.remap.to;
 		check_rescued(c, start, end);
 		check_rescued(c, to, to + msg->arg.remap.len);
+		all = (start - to) % CHUNK_BYTES;
+		for_each_part(c, start, end, split_huge, &all);
 		pthread_mutex_lock(&c->map_lock);
 		if (c->phase == PHASE_ARM) {
 			/* Armed anew where it is now, by the next pass. */

@@ -97,34 +97,13 @@ static uint64_t unit_of(const struct capture *c, const struct segment *s, uint64
 	return ch && atomic_load(&ch->huge) ? MAX(s->unit, CHUNK_BYTES) : s->unit;
 }
 
-/* Lifts the protection of [key, key+len) wherever it is mapped. */
+/* Lifts the protection of [key, key+len), of which a part may have been moved or unmapped. */
 static int unprotect_key(struct capture *c, const struct segment *s, uint64_t key, uint64_t len)
 {
-	if (s->object < 0) {
-		uint64_t addr = s->start + (key - s->key);
+	uint64_t from = MAX(key, s->key);
+	uint64_t to = MIN(key + len, s->key + (s->end - s->start));
 
-		/* A part of the unit may have been moved or unmapped. */
-		if (key < s->key || addr + len > s->end || addr % PAGE_BYTES) {
-			uint64_t from = MAX(key, s->key);
-			uint64_t to = MIN(key + len, s->key + (s->end - s->start));
-			addr = s->start + (from - s->key);
-			len = to - from;
-		}
-		return uffd_unprotect(c->uffd, addr, len);
-	}
-	int r = 0;
-	pthread_mutex_lock(&c->map_lock);
-	for (size_t i = 0; i < c->segments.n && (r == 0 || r == -ENOENT); i++) {
-		const struct segment *a = &c->segments.s[i];
-
-		if (a->object != s->object || key + len <= a->key ||
-		    key >= a->key + (a->end - a->start))
-			continue;
-		uint64_t from = MAX(key, a->key), to = MIN(key + len, a->key + (a->end - a->start));
-		r = uffd_unprotect(c->uffd, a->start + (from - a->key), to - from);
-	}
-	pthread_mutex_unlock(&c->map_lock);
-	return r;
+	return uffd_unprotect(c->uffd, s->start + (from - s->key), to - from);
 }
 
 int fault_finish(struct capture *c, const struct segment *s, uint64_t addr, uint64_t key,
@@ -184,13 +163,17 @@ static enum served copy_run(struct capture *c, uint64_t addr, uint64_t key, unsi
 		atomic_store(&c->reading_since_ns, now_ns());
 		int r = memory_read(c, addr, at, n * PAGE_BYTES);
 		atomic_store(&c->reading_since_ns, 0);
+		/* The page that faulted was protected. Its neighbours are, unless something lifted
+		 * that without an event. */
+		if (r == 0 && n > 1 && scan_protected(c, addr, addr + n * PAGE_BYTES) != 1)
+			r = -ESTALE;
 		if (r < 0 || uffd_event_pending(c->uffd)) {
 			*b = before;
 			unclaim(c, key, nr_pages);
 			if (r == 0 || uffd_event_pending(c->uffd))
 				return AGAIN;
-			capture_tear(c, "the page at %#llx could not be read",
-				     (unsigned long long)addr);
+			capture_tear(c, "the page at %#llx could not be read: %s",
+				     (unsigned long long)addr, strerror(-r));
 			return SERVED;
 		}
 		for (unsigned i = 0; i < n; i++)
@@ -336,27 +319,6 @@ static enum served serve_wp(struct capture *c, uint64_t addr)
 	return SERVED;
 }
 
-/* Logs an address, and every other at which the same page of a shared object is mapped: filled
- * through one mapping, the page is there for all, unprotected. */
-static int log_everywhere(struct capture *c, const struct segment *s, uint64_t addr, uint64_t len)
-{
-	int r = arm_log(c, addr, addr + len);
-
-	if (!s || s->object < 0)
-		return r;
-	uint64_t key = s->key + (addr - s->start);
-	pthread_mutex_lock(&c->map_lock);
-	for (size_t i = 0; i < c->segments.n && r == 0; i++) {
-		const struct segment *a = &c->segments.s[i];
-		uint64_t at = a->start + (key - a->key);
-
-		if (a->object == s->object && key - a->key < a->end - a->start && at != addr)
-			r = arm_log(c, at, at + PAGE_BYTES);
-	}
-	pthread_mutex_unlock(&c->map_lock);
-	return r;
-}
-
 /* A page that does not exist: zero at T0 if that is past (I3). */
 static enum served serve_missing(struct capture *c, uint64_t addr)
 {
@@ -374,24 +336,26 @@ static enum served serve_missing(struct capture *c, uint64_t addr)
 				     (unsigned long long)addr);
 	}
 	/* Zero pages cost no memory where memory is private; shared memory would be allocated. */
-	if (known && s.object < 0) {
+	if (known && s.unit == PAGE_BYTES) {
 		uint64_t most = (c->phase == PHASE_ARM ? ZERO_PAGES_ARM : ZERO_PAGES) * PAGE_BYTES;
 		uint64_t end = MIN(s.end, ALIGN_DOWN(addr, CHUNK_BYTES) + CHUNK_BYTES);
 
 		len = MIN(most, end - addr);
 	}
-	if (c->phase == PHASE_ARM) {
-		if ((known &&
-		     pageset_populate(c->pages, s.key + (addr - s.start), len >> PAGE_SHIFT) < 0) ||
-		    log_everywhere(c, known ? &s : NULL, addr, len) < 0)
-			capture_fail(c, -ENOMEM, "cannot keep track of pages: out of memory");
-	}
+	/* Before it can be written. What of it turns out to exist is logged for nothing. */
+	if (c->phase == PHASE_ARM && arm_log(c, addr, addr + len) < 0)
+		capture_fail(c, -ENOMEM, "cannot keep track of pages: out of memory");
 	c->stats.missing_faults++;
 	int r = uffd_zeropage(c->uffd, addr, len, &done);
 	if (r < 0 && r != -EAGAIN && !done && len > PAGE_BYTES)
 		r = uffd_zeropage(c->uffd, addr, PAGE_BYTES, &done);
 	if (r == -EAGAIN)
 		return AGAIN;
+	/* Nobody looks at these before fault_lock is free again. */
+	if (c->phase == PHASE_ARM && known &&
+	    pageset_populate(c->pages, s.key + (addr - s.start),
+			     MAX(done, PAGE_BYTES) >> PAGE_SHIFT) < 0)
+		capture_fail(c, -ENOMEM, "cannot keep track of pages: out of memory");
 	if (r < 0 && !done)
 		uffd_wake(c->uffd, addr, PAGE_BYTES);
 	return SERVED;

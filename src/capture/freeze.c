@@ -64,7 +64,7 @@ static int open_stacks(struct capture *c)
 		if (found)
 			s = *found;
 		pthread_mutex_unlock(&c->map_lock);
-		if (!found || s.unit != PAGE_BYTES || s.object >= 0)
+		if (!found || s.unit != PAGE_BYTES)
 			continue;
 		start = MAX(start, s.start);
 		for (uint64_t a = start; a < top && r == 0; a += PAGE_BYTES) {
@@ -145,6 +145,16 @@ static int copy_file_regions(struct capture *c, struct copier *cp)
 	return 0;
 }
 
+/* Shared huge pages. Through the mapping, reading a hole would allocate it. */
+static int copy_hugetlb(struct capture *c, struct copier *cp, const struct vma *v)
+{
+	cleanup_fd int fd = scan_open_object(c, v);
+
+	return fd < 0 ? -errno
+		      : copier_add_file(c, cp, fd, v->offset, v->start,
+					(v->end - v->start) >> PAGE_SHIFT);
+}
+
 static int copy_frozen_regions(struct capture *c, struct copier *cp)
 {
 	struct written w = {c, cp, 0};
@@ -162,7 +172,8 @@ static int copy_frozen_regions(struct capture *c, struct copier *cp)
 			r = scan_pages(c, v->start, v->end, 0, 0, PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
 				       copy_written, &w);
 		} else {
-			r = scan_shared_frozen(c, v, copy_written, &w);
+			r = v->kind == VMA_HUGETLB ? copy_hugetlb(c, cp, v)
+						   : scan_shared(c, v, copy_written, &w);
 			c->stats.held_bytes += v->end - v->start;
 		}
 	}
@@ -172,17 +183,21 @@ static int copy_frozen_regions(struct capture *c, struct copier *cp)
 /* What was logged or discarded last: nothing moves now, so look it up once and for all. */
 static int rescan(struct capture *c, struct ranges *rs)
 {
-	for (size_t i = 0; i < rs->n; i++)
+	for (size_t i = 0; i < rs->n; i++) {
+		/* Keys are addresses still. What nothing covers any more holds nothing. */
+		pageset_depopulate(c->pages, rs->r[i].start,
+				   (rs->r[i].end - rs->r[i].start) >> PAGE_SHIFT);
 		for (uint64_t at = rs->r[i].start; at < rs->r[i].end;) {
 			const struct segment *s = segmap_first(&c->segments, at);
 			if (!s || s->start >= rs->r[i].end)
 				break;
 			uint64_t from = MAX(at, s->start), to = MIN(rs->r[i].end, s->end);
-			int r = s->object >= 0 ? 0 : scan_populated(c, s, from, to, true);
+			int r = scan_populated(c, s, from, to, true);
 			if (r < 0)
 				return r;
 			at = to;
 		}
+	}
 	return 0;
 }
 
@@ -197,7 +212,7 @@ static int copy_populated(struct capture *c, struct copier *cp, uint64_t start, 
 		if (!s || s->start >= end)
 			break;
 		at = MAX(at, s->start);
-		if (s->unit != PAGE_BYTES || s->object >= 0) {
+		if (s->unit != PAGE_BYTES) {
 			at = s->end;
 			continue;
 		}
@@ -245,7 +260,7 @@ static int settle_log(struct capture *c, struct copier *cp, struct ranges *log,
 		const struct range *g = &log->r[i];
 		const struct segment *s = segmap_find(&c->segments, g->start);
 
-		if (s && s->unit == PAGE_BYTES && s->object < 0 && g->end <= s->end &&
+		if (s && s->unit == PAGE_BYTES && g->end <= s->end &&
 		    (g->end - g->start) >> PAGE_SHIFT <= budget)
 			r = copy_populated(c, cp, g->start, g->end, &budget);
 		else
@@ -323,8 +338,6 @@ static int take_memory(struct capture *c, bool hold, struct copier *cp, bool las
 	struct ranges log = {0}, discards = {0};
 	int r = c->uffd < 0 ? reopen_memory(c) : take_log(c, &log, &discards);
 
-	if (r == 0)
-		r = regions_appeared(c);
 	if (r < 0) {
 		usnap_fail_errno(err, r, "cannot settle the faults of process %d", c->target->pid);
 		goto out;
@@ -349,8 +362,6 @@ static int take_memory(struct capture *c, bool hold, struct copier *cp, bool las
 		r = copy_frozen_regions(c, cp);
 	if (r == 0)
 		r = copier_flush(c, cp);
-	if (r == 0)
-		r = regions_alias(c);
 	if (r == 0)
 		r = begin_preserve(c);
 	if (r < 0)
@@ -390,6 +401,15 @@ static int freeze_once(struct capture *c, bool hold, struct copier *cp, bool las
 		c->stats.freeze_retry_pause_ns =
 			MAX(c->stats.freeze_retry_pause_ns, now_ns() - start);
 		return r;
+	}
+	/* After an execve() nothing that we know of its text holds. */
+	if (capture_memory_gone(c)) {
+		tracees_release(&c->tracees, c->target);
+		thread_hurry(false);
+		return usnap_fail(
+			err, -ESRCH,
+			"cannot snapshot process %d: it has ended or runs another program now",
+			c->target->pid);
 	}
 	stopped = now_ns();
 	c->stats.t0_realtime_ns = clock_ns(CLOCK_REALTIME);

@@ -5,8 +5,7 @@
  *   claimed    somebody is copying it, or has (I2)
  *   saved      its bytes are safe and its protection is lifted
  *
- * Pages are named by key: the address at T0 for private memory, a number
- * beyond all addresses for pages of a shared object. Kept in chunks of 512
+ * Pages are named by key: their address at T0. Kept in chunks of 512
  * pages under a radix tree, so that memory follows what is populated and not
  * the address space.
  *
@@ -30,8 +29,6 @@ enum {
 
 #define PAGE_BYTES ((uint64_t)1 << PAGE_SHIFT)
 #define CHUNK_BYTES ((uint64_t)1 << CHUNK_SHIFT)
-/* Keys of shared objects start here; user addresses end at or below it (5-level page tables). */
-#define PAGESET_OBJECTS ((uint64_t)1 << 56)
 
 struct chunk {
 	_Atomic uint64_t populated[CHUNK_WORDS];

@@ -20,6 +20,8 @@
 
 #include "common/util.h"
 
+#define CANCEL_NS 100000000
+
 struct pool {
 	pthread_mutex_t lock;
 	pthread_cond_t has_free, has_filled, is_idle;
@@ -31,6 +33,7 @@ struct pool {
 	int event_fd;
 
 	struct image_writer *writer;
+	const volatile sig_atomic_t *cancel; /* may be NULL */
 	unsigned nr_threads;
 	pthread_t *threads;
 	struct block *blocks;
@@ -91,12 +94,13 @@ static void *compress_thread(void *arg)
 }
 
 int pool_new(struct pool **ret, struct image_writer *w, size_t bytes, unsigned nr_threads,
-	     struct usnap_err *err)
+	     const volatile sig_atomic_t *cancel, struct usnap_err *err)
 {
 	struct pool *p = calloc(1, sizeof(*p));
 	if (!p)
 		return usnap_fail_errno(err, -ENOMEM, "cannot set up the page pool");
 	p->writer = w;
+	p->cancel = cancel;
 	p->filled_tail = &p->filled_head;
 	p->nr_blocks = MAX(bytes, MIB(1)) / BLOCK_BYTES;
 	p->reserve = p->nr_blocks / 4;
@@ -152,9 +156,16 @@ struct block *pool_get(struct pool *p)
 	struct block *b = NULL;
 
 	pthread_mutex_lock(&p->lock);
-	while (p->nr_free <= p->reserve && !p->failed)
-		pthread_cond_wait(&p->has_free, &p->lock);
-	if (!p->failed)
+	while (p->nr_free <= p->reserve && !p->failed && !(p->cancel && *p->cancel)) {
+		struct timespec until;
+
+		/* A signal handler can set a flag, and no more. */
+		clock_gettime(CLOCK_MONOTONIC, &until);
+		until.tv_sec += (until.tv_nsec + CANCEL_NS) / 1000000000;
+		until.tv_nsec = (until.tv_nsec + CANCEL_NS) % 1000000000;
+		pthread_cond_clockwait(&p->has_free, &p->lock, CLOCK_MONOTONIC, &until);
+	}
+	if (p->nr_free > p->reserve && !p->failed)
 		b = pop_free(p);
 	pthread_mutex_unlock(&p->lock);
 	return b;

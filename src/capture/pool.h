@@ -10,6 +10,7 @@
 #ifndef USNAP_CAPTURE_POOL_H
 #define USNAP_CAPTURE_POOL_H
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -35,9 +36,9 @@ struct pool;
 /* bytes: memory for copies, at least 1 MiB. A quarter of the blocks is kept
  * for try_get(). */
 int pool_new(struct pool **ret, struct image_writer *w, size_t bytes, unsigned nr_threads,
-	     struct usnap_err *err);
+	     const volatile sig_atomic_t *cancel, struct usnap_err *err);
 
-/* An empty block; waits. NULL after pool_fail(). */
+/* An empty block; waits. NULL after pool_fail(), and once *cancel is set. */
 struct block *pool_get(struct pool *p);
 
 /* An empty block, or NULL when there is none now; then event_fd becomes

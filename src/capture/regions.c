@@ -1,41 +1,65 @@
 /*
  * Which mappings are captured, and how.
  *
- * A shared object is captured once, under keys of its own, however many
- * mappings show it: a write through one mapping must save the page for all.
- * What can be written without any mapping of the target's that we know (a
- * descriptor is open on it, it has a name, another process maps it) is beyond
- * write protection, and is copied while every thread stands still.
+ * Shared memory can be written by others, through mappings that the target's
+ * page tables know nothing of: another process (a child of the target, too,
+ * that inherits the mapping after we have looked), a descriptor, a second
+ * mapping made later. Write protection says nothing about those, so shared
+ * memory is copied while every thread of the target stands still.
  */
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
 
 #include "capture/session.h"
-#include "common/io.h"
 #include "common/util.h"
 
-static struct object *object_of(const struct capture *c, const struct vma *v)
+/*
+ * A private mapping of a file that never was writable holds nothing but the
+ * file. Making it writable, for however short a time, accounts for it (flag
+ * "ac", which stays; mm/mprotect.c), unless it was mapped without reserve.
+ */
+bool region_pristine(const struct vma *v)
 {
-	for (size_t i = 0; i < c->nr_objects; i++) {
-		struct object *o = &c->objects[i];
+	const uint64_t ever_written = 1ull << VMF_AC | 1ull << VMF_NR | 1ull << VMF_WR;
 
-		if (o->inode == v->inode && o->dev_major == v->dev_major &&
-		    o->dev_minor == v->dev_minor)
-			return o;
+	return v->kind == VMA_FILE && v->has_flags && !(v->prot & PROT_WRITE) &&
+	       !(v->flags & ever_written);
+}
+
+static const struct vma *same_now(const struct maps *now, const struct vma *v)
+{
+	const struct vma *n = maps_find(now, v->start);
+
+	return n && n->start == v->start && n->end == v->end && n->inode == v->inode &&
+			       n->offset == v->offset
+		       ? n
+		       : NULL;
+}
+
+int regions_check_pristine(struct capture *c)
+{
+	struct maps now = {0};
+	int r = maps_read_flags(c->target->procfd, &now);
+
+	for (size_t i = 0; i < c->maps.n && r == 0; i++) {
+		const struct vma *v = &c->maps.v[i], *n;
+
+		if (!region_pristine(v))
+			continue;
+		n = same_now(&now, v);
+		if (!n || !region_pristine(n)) {
+			capture_tear(c,
+				     "the mapping of '%s' at %#llx was made writable or unmapped",
+				     v->path, (unsigned long long)v->start);
+			break;
+		}
 	}
-	return NULL;
+	maps_free(&now);
+	return r;
 }
 
 enum how region_how(const struct capture *c, const struct vma *v)
 {
-	const struct object *o;
-
 	switch (v->kind) {
 	case VMA_ANON:
 		/* KSM may replace a page and lose its protection. */
@@ -43,12 +67,11 @@ enum how region_how(const struct capture *c, const struct vma *v)
 			return HOW_FROZEN;
 		return HOW_PROTECT;
 	case VMA_HUGETLB:
+		return v->shared ? HOW_FROZEN : HOW_PROTECT;
 	case VMA_SHMEM:
-		if (v->kind == VMA_HUGETLB && !v->shared)
-			return HOW_PROTECT;
-		o = object_of(c, v);
-		return o && o->frozen ? HOW_FROZEN : HOW_PROTECT;
+		return HOW_FROZEN;
 	case VMA_FILE:
+		return region_pristine(v) ? HOW_NONE : HOW_FROZEN;
 	case VMA_SHMEM_PRIVATE:
 		return HOW_FROZEN;
 	case VMA_SPECIAL:
@@ -72,120 +95,4 @@ uint64_t region_unit(const struct vma *v)
 	/* Without smaps (it has just appeared) the smallest huge page is a safe guess only
 	 * for alignment; the flags are read before a huge page mapping is armed. */
 	return v->kind == VMA_HUGETLB ? MAX(v->page_size, (uint64_t)MIB(2)) : PAGE_BYTES;
-}
-
-int region_object(struct capture *c, const struct vma *v)
-{
-	if (!v->shared)
-		return -1;
-	struct object *o = object_of(c, v);
-	if (!o) {
-		struct object *bigger = realloc(c->objects, (c->nr_objects + 1) * sizeof(*o));
-		if (!bigger)
-			return -ENOMEM;
-		c->objects = bigger;
-		o = &c->objects[c->nr_objects];
-		/* Room for objects of a tebibyte each; offsets beyond are refused below. */
-		*o = (struct object){
-			.dev_major = v->dev_major,
-			.dev_minor = v->dev_minor,
-			.inode = v->inode,
-			.key = PAGESET_OBJECTS + ((uint64_t)c->nr_objects << 42),
-		};
-		c->nr_objects++;
-	}
-	if (c->nr_objects >= 1u << 14 || v->offset + (v->end - v->start) > (uint64_t)1 << 42)
-		return -EOVERFLOW;
-	return (int)(o - c->objects);
-}
-
-static bool is_named(const struct vma *v)
-{
-	static const char deleted[] = " (deleted)";
-	size_t n = strlen(v->path), d = sizeof(deleted) - 1;
-
-	return n < d || strcmp(v->path + n - d, deleted) != 0;
-}
-
-/* A descriptor of the target refers to one of the objects. */
-static int mark_open_objects(struct capture *c)
-{
-	cleanup_fd int fd = openat(c->target->procfd, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	cleanup_dir DIR *d = fd < 0 ? NULL : fdopendir(fd);
-	const struct dirent *e;
-
-	if (!d)
-		return -errno;
-	int dirfd_ = take_fd(&fd);
-	while ((e = readdir(d))) {
-		struct stat st;
-
-		if (fstatat(dirfd_, e->d_name, &st, 0) < 0 || !S_ISREG(st.st_mode))
-			continue;
-		for (size_t i = 0; i < c->nr_objects; i++) {
-			struct object *o = &c->objects[i];
-
-			if (o->inode == st.st_ino && o->dev_major == major(st.st_dev) &&
-			    o->dev_minor == minor(st.st_dev))
-				o->frozen = true;
-		}
-	}
-	return 0;
-}
-
-int regions_find_frozen_objects(struct capture *c, struct usnap_err *err)
-{
-	for (size_t i = 0; i < c->maps.n; i++) {
-		const struct vma *v = &c->maps.v[i];
-
-		if (!v->shared || (v->kind != VMA_SHMEM && v->kind != VMA_HUGETLB))
-			continue;
-		int o = region_object(c, v);
-		if (o < 0)
-			return usnap_fail_errno(err, o, "cannot take in the shared memory '%s'",
-						v->path);
-		if (is_named(v))
-			c->objects[o].frozen = true;
-	}
-	int r = c->nr_objects ? mark_open_objects(c) : 0;
-	return r < 0 ? usnap_fail_errno(err, r, "cannot list the files of process %d",
-					c->target->pid)
-		     : 0;
-}
-
-int regions_appeared(struct capture *c)
-{
-	for (size_t i = 0; i < c->maps.n; i++) {
-		const struct vma *v = &c->maps.v[i];
-
-		if (!v->shared || (v->kind != VMA_SHMEM && v->kind != VMA_HUGETLB) ||
-		    object_of(c, v))
-			continue;
-		int o = region_object(c, v);
-		if (o < 0)
-			return o;
-		c->objects[o].frozen = true;
-	}
-	return 0;
-}
-
-int regions_alias(struct capture *c)
-{
-	size_t n = 0;
-
-	for (size_t i = 0; i < c->segments.n; i++)
-		n += c->segments.s[i].object >= 0;
-	free(c->aliases);
-	c->nr_aliases = 0;
-	c->aliases = calloc(n + 1, sizeof(*c->aliases));
-	if (!c->aliases)
-		return -ENOMEM;
-	for (size_t i = 0; i < c->segments.n; i++) {
-		const struct segment *s = &c->segments.s[i];
-
-		if (s->object >= 0)
-			c->aliases[c->nr_aliases++] =
-				(struct image_alias){s->key, s->start, s->end - s->start};
-	}
-	return 0;
 }

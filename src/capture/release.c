@@ -35,13 +35,13 @@ void release(struct capture *c)
 	struct maps maps = {0};
 
 	/* What is mapped now, not what was at T0: a mapping may have moved or grown. */
-	if (c->uffd < 0 || maps_read(c->target->procfd, &maps) < 0)
+	if (c->uffd < 0 || !c->registered || maps_read(c->target->procfd, &maps) < 0)
 		return;
 	maps_inherit_flags(&maps, &c->maps);
 	for (size_t i = 0; i < maps.n; i++) {
 		const struct vma *v = &maps.v[i];
 
-		if (v->kind != VMA_ANON && v->kind != VMA_SHMEM && v->kind != VMA_HUGETLB)
+		if (v->kind != VMA_ANON && (v->kind != VMA_HUGETLB || v->shared))
 			continue;
 		for (uint64_t a = v->start, end; a < v->end; a = end) {
 			end = ALIGN_UP(step_end(c, a, v->end), region_unit(v));

@@ -3,8 +3,10 @@
  *
  * A page counts as populated when it is present or swapped out and is not
  * the zero page: what is absent or the zero page at T0 is zero at T0. Markers
- * that write protection leaves in tables of shared mappings look like swapped
- * pages (fs/proc/task_mmu.c); what such an object holds is asked of its file.
+ * look like swapped pages (fs/proc/task_mmu.c): those of guard regions are
+ * told apart where the kernel can (6.15), those that write protection leaves
+ * in the tables of huge pages by asking for present ones only. What a shared
+ * object holds is asked of its file.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -14,6 +16,13 @@
 
 #include "capture/session.h"
 #include "common/util.h"
+
+bool scan_shows_guards(const struct capture *c)
+{
+	struct pm_scan_arg scan = {.size = sizeof(scan), .return_mask = PAGE_IS_GUARD};
+
+	return ioctl(c->target->pagemap_fd, PAGEMAP_SCAN, &scan) >= 0;
+}
 
 int scan_pages(const struct capture *c, uint64_t start, uint64_t end, uint64_t inverted,
 	       uint64_t mask, uint64_t anyof, scan_fn *fn, void *arg)
@@ -31,7 +40,8 @@ int scan_pages(const struct capture *c, uint64_t start, uint64_t end, uint64_t i
 			.category_mask = mask,
 			.category_anyof_mask = anyof,
 			.return_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_HUGE |
-				       PAGE_IS_PFNZERO | PAGE_IS_FILE,
+				       PAGE_IS_PFNZERO | PAGE_IS_FILE |
+				       (c->guards_shown ? PAGE_IS_GUARD : 0),
 		};
 		int n = ioctl(c->target->pagemap_fd, PAGEMAP_SCAN, &scan);
 
@@ -61,7 +71,7 @@ static int populate_private(void *arg, uint64_t start, uint64_t end, uint64_t ca
 {
 	const struct populate *p = arg;
 
-	if (categories & PAGE_IS_PFNZERO)
+	if (categories & (PAGE_IS_PFNZERO | PAGE_IS_GUARD))
 		return 0;
 	int r = pageset_populate(p->c->pages, p->s->key + (start - p->s->start),
 				 (end - start) >> PAGE_SHIFT);
@@ -78,26 +88,24 @@ static int populate_private(void *arg, uint64_t start, uint64_t end, uint64_t ca
 	return 0;
 }
 
-/* The object behind a shared mapping, opened through the target's mapping of
- * it; -1 without the right to (CAP_CHECKPOINT_RESTORE). */
-static int open_object(const struct capture *c, uint64_t addr)
+int scan_open_object(const struct capture *c, const struct vma *v)
 {
-	const struct vma *v = maps_find(&c->maps, addr);
 	char path[80];
 
-	if (!v)
-		return -1;
 	snprintf(path, sizeof(path), "map_files/%llx-%llx", (unsigned long long)v->start,
 		 (unsigned long long)v->end);
 	return openat(c->target->procfd, path, O_RDONLY | O_CLOEXEC);
 }
 
-/* Calls fn with the parts of [offset, end) of an object that hold data; *fn's addresses are
- * offsets. Without the right to open it, all of it may. */
-static int scan_object(int fd, uint64_t offset, uint64_t end, scan_fn *fn, void *arg)
+int scan_shared(struct capture *c, const struct vma *v, scan_fn *fn, void *arg)
 {
+	/* A page may be in the object and not in these page tables. */
+	uint64_t bias = v->start - v->offset, offset = v->offset;
+	uint64_t end = v->offset + (v->end - v->start);
+	cleanup_fd int fd = scan_open_object(c, v);
+
 	if (fd < 0)
-		return fn(arg, offset, end, 0);
+		return fn(arg, v->start, v->end, 0); /* all of it may be there */
 	while (offset < end) {
 		off_t data = lseek(fd, (off_t)offset, SEEK_DATA);
 		if (data < 0 || (uint64_t)data >= end)
@@ -107,7 +115,7 @@ static int scan_object(int fd, uint64_t offset, uint64_t end, scan_fn *fn, void 
 			return -errno;
 		uint64_t from = ALIGN_DOWN((uint64_t)data, PAGE_BYTES);
 		uint64_t to = MIN(ALIGN_UP((uint64_t)hole, PAGE_BYTES), end);
-		int r = fn(arg, from, to, 0);
+		int r = fn(arg, from + bias, to + bias, 0);
 		if (r)
 			return r;
 		offset = to;
@@ -115,55 +123,11 @@ static int scan_object(int fd, uint64_t offset, uint64_t end, scan_fn *fn, void 
 	return 0;
 }
 
-struct object_part {
-	struct capture *c;
-	uint64_t bias; /* from offset to key, or to address */
-	scan_fn *fn;
-	void *arg;
-};
-
-static int populate_object(void *arg, uint64_t start, uint64_t end, uint64_t categories)
-{
-	const struct object_part *p = arg;
-
-	return pageset_populate(p->c->pages, start + p->bias, (end - start) >> PAGE_SHIFT);
-}
-
-static int pass_address(void *arg, uint64_t start, uint64_t end, uint64_t categories)
-{
-	const struct object_part *p = arg;
-
-	return p->fn(p->arg, start + p->bias, end + p->bias, categories);
-}
-
-/* Shared memory: a page may be in the object and not in these page tables. */
-static int populate_shared(struct capture *c, const struct segment *s, uint64_t start, uint64_t end)
-{
-	struct object_part p = {.c = c, .bias = c->objects[s->object].key};
-	uint64_t offset = s->key + (start - s->start) - p.bias;
-	cleanup_fd int fd = open_object(c, start);
-
-	return scan_object(fd, offset, offset + (end - start), populate_object, &p);
-}
-
-int scan_shared_frozen(struct capture *c, const struct vma *v, scan_fn *fn, void *arg)
-{
-	struct object_part p = {.c = c, .bias = v->start - v->offset, .fn = fn, .arg = arg};
-
-	/* hugetlbfs knows no holes, and reading one would allocate it. */
-	if (v->kind == VMA_HUGETLB)
-		return scan_pages(c, v->start, v->end, 0, 0, PAGE_IS_PRESENT, fn, arg);
-	cleanup_fd int fd = open_object(c, v->start);
-	return scan_object(fd, v->offset, v->offset + (v->end - v->start), pass_address, &p);
-}
-
 int scan_populated(struct capture *c, const struct segment *s, uint64_t start, uint64_t end,
 		   bool frozen)
 {
 	struct populate p = {c, s};
 
-	if (s->object >= 0 && s->unit == PAGE_BYTES)
-		return populate_shared(c, s, start, end);
 	/* Only while nothing runs is what is absent now absent at T0 as well. */
 	if (frozen)
 		pageset_depopulate(c->pages, s->key + (start - s->start),

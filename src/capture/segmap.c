@@ -40,10 +40,10 @@ uint64_t segmap_address(const struct segmap *m, uint64_t key, uint64_t *ret_len)
 	/* Most pages lie where they were. */
 	const struct segment *s = segmap_find(m, key);
 
-	if (!s || s->object >= 0 || key - s->key >= s->end - s->start) {
+	if (!s || key - s->key >= s->end - s->start) {
 		s = NULL;
 		for (size_t i = 0; i < m->n && !s; i++)
-			if (m->s[i].object < 0 && key - m->s[i].key < m->s[i].end - m->s[i].start)
+			if (key - m->s[i].key < m->s[i].end - m->s[i].start)
 				s = &m->s[i];
 		if (!s)
 			return 0;
@@ -109,7 +109,6 @@ int segmap_add(struct segmap *m, struct segment s)
 	size_t i = lower(m, s.start);
 	/* Grow a neighbour that goes on in the same way. */
 	if (i > 0 && m->s[i - 1].end == s.start && m->s[i - 1].unit == s.unit &&
-	    m->s[i - 1].object == s.object &&
 	    m->s[i - 1].key + (m->s[i - 1].end - m->s[i - 1].start) == s.key) {
 		m->s[i - 1].end = s.end;
 		return 0;

@@ -16,7 +16,6 @@ struct segment {
 	uint64_t start, end; /* addresses now */
 	uint64_t key; /* of the page at start */
 	uint64_t unit; /* bytes protected as one: the page size of the mapping */
-	int object; /* shared object, or -1 for private memory */
 };
 
 struct segmap {

@@ -168,12 +168,21 @@ static bool cancelled(const struct capture *c)
 }
 
 /* The target has ended or runs another program: its old memory is gone. */
-static bool memory_gone(const struct capture *c)
+bool capture_memory_gone(const struct capture *c)
 {
 	/* Any address that could be mapped will do: what answers ESRCH is the memory as a whole. */
 	if (c->uffd >= 0)
 		return uffd_unprotect(c->uffd, MIB(1), PAGE_BYTES) == -ESRCH;
 	return !target_alive(c->target);
+}
+
+/* When to look again. */
+static void soon(struct timespec *ret)
+{
+	clock_gettime(CLOCK_MONOTONIC, ret);
+	ret->tv_nsec += TICK_NS;
+	ret->tv_sec += ret->tv_nsec / 1000000000;
+	ret->tv_nsec %= 1000000000;
 }
 
 static void tick(struct capture *c, uint64_t *last_progress)
@@ -196,6 +205,21 @@ static void tick(struct capture *c, uint64_t *last_progress)
 	}
 }
 
+/* fault_lock, however long it takes: should the fault thread be stuck in a copy, it is freed. */
+static void lock_faults(struct capture *c)
+{
+	uint64_t last_progress = now_ns();
+
+	for (;;) {
+		struct timespec until;
+
+		soon(&until);
+		if (pthread_mutex_clocklock(&c->fault_lock, CLOCK_MONOTONIC, &until) == 0)
+			return;
+		tick(c, &last_progress);
+	}
+}
+
 static void supervise(struct capture *c)
 {
 	uint64_t last_progress = 0;
@@ -204,10 +228,7 @@ static void supervise(struct capture *c)
 		struct timespec until;
 
 		tick(c, &last_progress);
-		clock_gettime(CLOCK_MONOTONIC, &until);
-		until.tv_nsec += TICK_NS;
-		until.tv_sec += until.tv_nsec / 1000000000;
-		until.tv_nsec %= 1000000000;
+		soon(&until);
 		if (pthread_clockjoin_np(c->sweep_tid, NULL, CLOCK_MONOTONIC, &until) == 0)
 			break;
 	}
@@ -250,7 +271,7 @@ static void end_preserve(struct capture *c)
 {
 	uint64_t first = 0, unsaved;
 
-	pthread_mutex_lock(&c->fault_lock);
+	lock_faults(c);
 	unsaved = capture_stopping(c) ? 0 : pageset_count_unsaved(c->pages, &first);
 	if (unsaved)
 		capture_tear(c, "%llu pages from %#llx on were not saved",
@@ -272,6 +293,12 @@ static int preserve(struct capture *c, struct usnap_err *err)
 	r = write_identity(c, &why);
 	if (r == 0)
 		r = write_state(c, &why);
+	if (r == 0) {
+		r = regions_check_pristine(c);
+		if (r < 0)
+			usnap_fail_errno(&why, r, "cannot read the mappings of process %d",
+					 c->target->pid);
+	}
 	if (r < 0)
 		capture_fail(c, r, "%s", why.text);
 	supervise(c);
@@ -290,6 +317,14 @@ static int hold(struct capture *c, struct usnap_err *err)
 		r = write_state(c, err);
 	if (r == 0)
 		r = sweep_held(c, err);
+	if (r == 0) {
+		r = regions_check_pristine(c);
+		if (r < 0)
+			usnap_fail_errno(err, r, "cannot read the mappings of process %d",
+					 c->target->pid);
+	}
+	if (r < 0)
+		capture_fail(c, r, "%s", err->text);
 	end_preserve(c);
 	if (r < 0 || !c->options.kill)
 		tracees_release(&c->tracees, c->target);
@@ -346,7 +381,7 @@ static int attach(struct capture *c, struct usnap_err *err)
 					c->target->pid);
 	/* A snapshot that ends the process holds it for the copy: nothing to protect. */
 	if (!c->options.kill) {
-		r = uffd_take(&c->uffd, &c->features, c->target, &c->gadgets, err);
+		r = uffd_take(&c->uffd, &c->features, c->target, &c->maps, &c->gadgets, err);
 		if (r < 0)
 			return r;
 		r = fault_start(c, err);
@@ -361,7 +396,7 @@ static void detach(struct capture *c)
 {
 	uint64_t start = now_ns();
 
-	pthread_mutex_lock(&c->fault_lock);
+	lock_faults(c);
 	atomic_store(&c->phase, PHASE_RELEASE);
 	pthread_mutex_unlock(&c->fault_lock);
 	release(c);
@@ -384,7 +419,7 @@ static int attempts(struct capture *c, struct usnap_err *err)
 				*err = why;
 			return r;
 		}
-		if (c->failed || (c->torn && memory_gone(c))) {
+		if (c->failed || (c->torn && capture_memory_gone(c))) {
 			if (!c->failure.code)
 				capture_fail(c, -ESRCH,
 					     "cannot snapshot process %d: it has ended or runs "
@@ -421,8 +456,6 @@ static void capture_free(struct capture *c)
 	ranges_free(&c->rescued);
 	ranges_free(&c->young);
 	free(c->deferred);
-	free(c->objects);
-	free(c->aliases);
 	if (c->nowhere != MAP_FAILED)
 		munmap(c->nowhere, PAGE_BYTES);
 	if (c->mem_fd >= 0)
@@ -454,6 +487,7 @@ int capture_run(struct capture **ret, struct target *target, struct image_writer
 	c->writer = writer;
 	c->uffd = c->mem_fd = -1;
 	c->ksm = ksm_runs();
+	c->guards_shown = scan_shows_guards(c);
 	pthread_mutex_init(&c->map_lock, NULL);
 	pthread_mutex_init(&c->fault_lock, NULL);
 	pthread_mutex_init(&c->state_lock, NULL);
@@ -466,7 +500,8 @@ int capture_run(struct capture **ret, struct target *target, struct image_writer
 	if (r < 0)
 		usnap_fail_errno(err, r, "cannot begin a snapshot");
 	if (r == 0)
-		r = pool_new(&c->pool, writer, options->pool_bytes, options->nr_threads, err);
+		r = pool_new(&c->pool, writer, options->pool_bytes, options->nr_threads,
+			     options->cancel, err);
 	if (r == 0)
 		r = attach(c, err);
 	if (r == 0)
@@ -482,8 +517,7 @@ int capture_run(struct capture **ret, struct target *target, struct image_writer
 	}
 	if (r == 0) {
 		cleanup_free char *stats = capture_stats_json(c);
-		r = stats ? image_writer_commit(writer, c->aliases, c->nr_aliases, stats,
-						strlen(stats), err)
+		r = stats ? image_writer_commit(writer, NULL, 0, stats, strlen(stats), err)
 			  : usnap_fail_errno(err, -ENOMEM, "cannot write the statistics");
 	}
 	if (r < 0) {

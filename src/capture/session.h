@@ -4,7 +4,7 @@
  * Locks, in the order in which they may be taken:
  *   fault_lock  the reader of the userfaultfd and all that handling a message
  *               touches: log, discards, deferred faults, the open block
- *   map_lock    segments and objects
+ *   map_lock    segments
  */
 #ifndef USNAP_CAPTURE_SESSION_H
 #define USNAP_CAPTURE_SESSION_H
@@ -44,14 +44,6 @@ void ranges_merge(struct ranges *rs, uint64_t gap);
 uint64_t ranges_bytes(const struct ranges *rs);
 void ranges_free(struct ranges *rs);
 
-/* A shared object: memory that several mappings may show. */
-struct object {
-	uint32_t dev_major, dev_minor;
-	uint64_t inode;
-	uint64_t key; /* of its page at offset 0 */
-	bool frozen; /* can change behind our back: copied while every thread stands still */
-};
-
 struct capture {
 	struct capture_options options;
 	struct capture_stats stats;
@@ -65,17 +57,14 @@ struct capture {
 	int uffd, mem_fd;
 	uint64_t features;
 	void *nowhere; /* an address of ours from which nothing can be read */
-	bool ksm;
+	bool ksm, guards_shown; /* the kernel merges pages; scans can tell guard pages */
+	bool registered;
 
 	struct maps maps; /* the latest; at and after T0 those of T0 */
 	uint64_t frozen_extra_bytes;
 
 	pthread_mutex_t map_lock;
 	struct segmap segments;
-	struct object *objects;
-	size_t nr_objects;
-	struct image_alias *aliases; /* of T0 */
-	size_t nr_aliases;
 
 	pthread_t fault_tid, sweep_tid;
 	bool fault_running, sweep_running;
@@ -119,6 +108,9 @@ static inline bool capture_stopping(const struct capture *c)
 	return c->torn || c->failed;
 }
 
+/* The target has ended or runs another program: its old memory is gone. */
+bool capture_memory_gone(const struct capture *c);
+
 /* regions.c: which mappings are captured, and how */
 enum how {
 	HOW_NONE, /* nothing to copy: a file, a device */
@@ -126,24 +118,19 @@ enum how {
 	HOW_FROZEN, /* written pages copied while every thread stands still */
 };
 enum how region_how(const struct capture *c, const struct vma *v);
+bool region_pristine(const struct vma *v);
+/* Whether what was pristine at T0 by flags read before it is so by flags read now; else torn. */
+int regions_check_pristine(struct capture *c);
 /* Registration mode and unit of a HOW_PROTECT mapping. */
 uint64_t region_mode(const struct vma *v);
 uint64_t region_unit(const struct vma *v);
-/* The object of a shared mapping (made on first sight), or -1. */
-int region_object(struct capture *c, const struct vma *v);
-/* Marks objects that can change behind our back. */
-int regions_find_frozen_objects(struct capture *c, struct usnap_err *err);
-/* While every thread stands still: shared objects seen for the first time are taken as ones that
- * can change behind our back, which is always right. */
-int regions_appeared(struct capture *c);
-int regions_alias(struct capture *c);
-
 /* scan.c: what is populated, what is protected */
 typedef int scan_fn(void *arg, uint64_t start, uint64_t end, uint64_t categories);
 /* Calls fn for every range of [start, end) whose pages match all of mask (with
  * inverted bits) and any of anyof. */
 int scan_pages(const struct capture *c, uint64_t start, uint64_t end, uint64_t inverted,
 	       uint64_t mask, uint64_t anyof, scan_fn *fn, void *arg);
+bool scan_shows_guards(const struct capture *c);
 /* Brings the populated bits of a segment's part up to date. */
 int scan_populated(struct capture *c, const struct segment *s, uint64_t start, uint64_t end,
 		   bool frozen);
@@ -151,7 +138,10 @@ int scan_populated(struct capture *c, const struct segment *s, uint64_t start, u
 int scan_protected(const struct capture *c, uint64_t start, uint64_t end);
 
 /* For a shared mapping that is copied while nothing runs: what its object holds. */
-int scan_shared_frozen(struct capture *c, const struct vma *v, scan_fn *fn, void *arg);
+int scan_shared(struct capture *c, const struct vma *v, scan_fn *fn, void *arg);
+/* The object behind a shared mapping, opened through the mapping: a descriptor, or -1 without the
+ * right to (CAP_CHECKPOINT_RESTORE). */
+int scan_open_object(const struct capture *c, const struct vma *v);
 
 /* memory.c: bytes of the target */
 int memory_read(const struct capture *c, uint64_t addr, void *buf, size_t len);
@@ -205,6 +195,9 @@ struct copier {
 int copier_add(struct capture *c, struct copier *cp, uint64_t addr, uint64_t key,
 	       uint64_t nr_pages);
 /* Reads and hands over what is gathered. */
+/* As copier_add(), from a descriptor: memory that reading through the mapping would allocate. */
+int copier_add_file(struct capture *c, struct copier *cp, int fd, uint64_t offset, uint64_t key,
+		    uint64_t nr_pages);
 int copier_flush(struct capture *c, struct copier *cp);
 /* Gives the block back, unread. */
 void copier_drop(struct capture *c, struct copier *cp);

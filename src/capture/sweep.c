@@ -40,30 +40,14 @@ struct gather {
 /* The segment that shows key, with its address. */
 static bool locate(struct capture *c, uint64_t key, struct segment *ret_s, uint64_t *ret_addr)
 {
-	bool found = false;
+	uint64_t len;
 
 	pthread_mutex_lock(&c->map_lock);
-	if (key < PAGESET_OBJECTS) {
-		uint64_t len;
-
-		*ret_addr = segmap_address(&c->segments, key, &len);
-		if (*ret_addr) {
-			const struct segment *s = segmap_find(&c->segments, *ret_addr);
-			*ret_s = *s;
-			found = true;
-		}
-	}
-	for (size_t i = 0; i < c->segments.n && !found && key >= PAGESET_OBJECTS; i++) {
-		const struct segment *s = &c->segments.s[i];
-
-		if (s->object >= 0 && key - s->key < s->end - s->start) {
-			*ret_s = *s;
-			*ret_addr = s->start + (key - s->key);
-			found = true;
-		}
-	}
+	*ret_addr = segmap_address(&c->segments, key, &len);
+	if (*ret_addr)
+		*ret_s = *segmap_find(&c->segments, *ret_addr);
 	pthread_mutex_unlock(&c->map_lock);
-	return found;
+	return *ret_addr;
 }
 
 /* Claims up to a block's worth of pages from key on. */

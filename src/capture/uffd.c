@@ -14,6 +14,11 @@
 #include "common/io.h"
 #include "common/util.h"
 
+enum {
+	TRIES = 8
+};
+#define STOP_NS 300000000u
+
 static int call(int fd, unsigned long request, void *arg)
 {
 	return ioctl(fd, request, arg) < 0 ? -errno : 0;
@@ -204,46 +209,76 @@ static int take_in_helper(struct remote_helper *h, void *arg, struct usnap_err *
 	return r;
 }
 
-/* A thread that waits in the kernel, so that being stopped costs it nothing; the
- * thread-group leader if it is one. */
+/* Threads, those that wait in the kernel first: being stopped costs them nothing. */
 static size_t idle_threads(const struct target *t, pid_t *ret, size_t max)
 {
-	size_t n = 0;
+	size_t n = 0, nr_idle = 0;
 	cleanup_fd int fd = openat(t->procfd, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	cleanup_dir DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	const struct dirent *e;
+
 	if (!d)
 		return 0;
 	fd = -1;
+	while ((e = readdir(d)) && n < max) {
+		char path[300];
+		cleanup_free char *stat = NULL;
+		pid_t tid = (pid_t)strtol(e->d_name, NULL, 10);
 
-	/* Two rounds: sleeping threads first, then whatever there is. */
-	for (int any = 0; any <= 1 && n < max; any++) {
-		const struct dirent *e;
-
-		rewinddir(d);
-		while ((e = readdir(d)) && n < max) {
-			char path[300];
-			cleanup_free char *stat = NULL;
-			pid_t tid = (pid_t)strtol(e->d_name, NULL, 10);
-
-			snprintf(path, sizeof(path), "task/%s/stat", e->d_name);
-			if (tid <= 0 || io_read_file_at(t->procfd, path, 4096, &stat, NULL) < 0)
-				continue;
-			const char *p = strrchr(stat, ')');
-			char state = p && p[1] ? p[2] : 'Z';
-			if (state == 'Z' || state == 'X' || (state == 'S') == (any == 1))
-				continue;
-			ret[n++] = tid;
+		snprintf(path, sizeof(path), "task/%s/stat", e->d_name);
+		if (tid <= 0 || io_read_file_at(t->procfd, path, 4096, &stat, NULL) < 0)
+			continue;
+		const char *p = strrchr(stat, ')');
+		char state = p && p[1] ? p[2] : 'Z';
+		if (state == 'Z' || state == 'X')
+			continue;
+		ret[n++] = tid;
+		/* The first is the main one, on a stack of the kernel's making: see on_main_stack(). */
+		if (state == 'S' || (tid == t->pid && state == 'R')) {
+			ret[n - 1] = ret[nr_idle];
+			ret[nr_idle++] = tid;
 		}
 	}
 	return n;
 }
 
-int uffd_take(int *ret_fd, uint64_t *ret_features, const struct target *t,
+/*
+ * A batch borrows memory below the stack pointer. Where the kernel made the
+ * stack that is nobody else's; a stack of the program's own making (of a
+ * coroutine, say) may be small and lie beside memory that other threads use:
+ * then they must stand still meanwhile.
+ */
+static bool on_main_stack(const struct tracee *t, const struct maps *maps)
+{
+	const struct vma *v = maps_find(maps, t->regs.rsp);
+
+	return v && strcmp(v->path, "[stack]") == 0 && t->regs.rsp - v->start >= KIB(32);
+}
+
+static int take_from(struct take *take, pid_t tid, const struct maps *maps,
+		     const struct remote_gadgets *g, struct usnap_err *err)
+{
+	struct tracees ts = {0};
+	uint64_t deadline = now_ns() + STOP_NS;
+	int r = tracees_seize_one(&ts, take->target, tid, err);
+
+	if (r == 0)
+		r = tracees_stop(&ts, take->target, false, deadline, err);
+	if (r == 0 && !on_main_stack(&ts.t[0], maps)) {
+		/* The first stays the first. */
+		r = tracees_stop(&ts, take->target, true, deadline, err);
+		if (r == 0 && ts.t[0].tid != tid)
+			r = -ESRCH;
+	}
+	if (r == 0)
+		r = remote_with_helper(&ts.t[0], take->target, g, take_in_helper, take, err);
+	tracees_release(&ts, take->target);
+	return r;
+}
+
+int uffd_take(int *ret_fd, uint64_t *ret_features, const struct target *t, const struct maps *maps,
 	      const struct remote_gadgets *g, struct usnap_err *err)
 {
-	enum {
-		TRIES = 8
-	};
 	static const uint64_t needed = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMOVE |
 				       UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP;
 	static const uint64_t wanted = UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MISSING_SHMEM |
@@ -256,15 +291,8 @@ int uffd_take(int *ret_fd, uint64_t *ret_features, const struct target *t,
 
 	size_t n = idle_threads(t, tids, TRIES);
 	for (size_t i = 0; i < n && take.fd < 0; i++) {
-		struct tracees ts = {0};
-
 		why = (struct usnap_err){0};
-		r = tracees_seize_one(&ts, t, tids[i], &why);
-		if (r == 0)
-			r = tracees_stop(&ts, t, false, now_ns() + 300000000u, &why);
-		if (r == 0)
-			r = remote_with_helper(&ts.t[0], t, g, take_in_helper, &take, &why);
-		tracees_release(&ts, t);
+		r = take_from(&take, tids[i], maps, g, &why);
 		if (r == -EPERM || r == -ENOSYS)
 			break;
 	}

@@ -126,18 +126,46 @@ static const unsigned char code_syscall_ret[] = {0x0f, 0x05, 0xc3};
 static const unsigned char code_restorer[] = {0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05};
 static const unsigned char code_restorer_short[] = {0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05};
 
-static void search_text(struct remote_gadgets *g, uint64_t addr, const unsigned char *text,
-			size_t len)
+static const unsigned char code_pop_rax[] = {0x58, 0xc3};
+static const unsigned char code_pop_rdi[] = {0x5f, 0xc3};
+static const unsigned char code_pop_rsi[] = {0x5e, 0xc3};
+static const unsigned char code_pop_rdx[] = {0x5a, 0xc3};
+static const unsigned char code_pop_rdx_rbx[] = {0x5a, 0x5b, 0xc3};
+
+static void search(uint64_t *ret, uint64_t addr, const unsigned char *text, size_t len,
+		   const unsigned char *code, size_t code_len)
 {
 	const unsigned char *p;
 
-	if (!g->syscall_ret && (p = memmem(text, len, code_syscall_ret, sizeof(code_syscall_ret))))
-		g->syscall_ret = addr + (uint64_t)(p - text);
-	if (!g->restorer && (p = memmem(text, len, code_restorer, sizeof(code_restorer))))
-		g->restorer = addr + (uint64_t)(p - text);
-	if (!g->restorer &&
-	    (p = memmem(text, len, code_restorer_short, sizeof(code_restorer_short))))
-		g->restorer = addr + (uint64_t)(p - text);
+	if (!*ret && (p = memmem(text, len, code, code_len)))
+		*ret = addr + (uint64_t)(p - text);
+}
+
+#define SEARCH(field, code) search(&g->field, addr, text, len, code, sizeof(code))
+
+static void search_text(struct remote_gadgets *g, uint64_t addr, const unsigned char *text,
+			size_t len)
+{
+	SEARCH(syscall_ret, code_syscall_ret);
+	SEARCH(restorer, code_restorer);
+	SEARCH(restorer, code_restorer_short);
+	SEARCH(pop_rax, code_pop_rax);
+	SEARCH(pop_rdi, code_pop_rdi);
+	SEARCH(pop_rsi, code_pop_rsi);
+	if (!g->pop_rdx) {
+		SEARCH(pop_rdx, code_pop_rdx);
+		if (!g->pop_rdx) {
+			SEARCH(pop_rdx, code_pop_rdx_rbx);
+			g->rdx_junk = g->pop_rdx ? 1 : 0;
+		}
+	}
+}
+
+/* All that there is to be found. */
+static bool search_done(const struct remote_gadgets *g)
+{
+	return g->syscall_ret && g->restorer && g->pop_rax && g->pop_rdi && g->pop_rsi &&
+	       g->pop_rdx;
 }
 
 static void search_vma(struct remote_gadgets *g, const struct target *t, const struct vma *v,
@@ -150,7 +178,7 @@ static void search_vma(struct remote_gadgets *g, const struct target *t, const s
 		struct iovec remote = {(void *)(uintptr_t)a, local.iov_len};
 		ssize_t n = process_vm_readv(t->pid, &local, 1, &remote, 1, 0);
 
-		if (n <= 0 || (g->syscall_ret && g->restorer))
+		if (n <= 0 || search_done(g))
 			return;
 		search_text(g, a, buf, (size_t)n);
 	}
@@ -177,7 +205,7 @@ int remote_find_gadgets(struct remote_gadgets *ret, const struct target *t, cons
 	/* The dynamic loader and libc hold both; they are the smaller ones, so look at small
 	 * texts first and at large ones (a statically linked program) only when need be. */
 	for (int large = 0; large <= 1 && !(g.syscall_ret && g.restorer); large++)
-		for (size_t i = 0; i < maps->n && !(g.syscall_ret && g.restorer); i++) {
+		for (size_t i = 0; i < maps->n && !search_done(&g); i++) {
 			const struct vma *v = &maps->v[i];
 
 			if ((v->prot & (PROT_READ | PROT_EXEC)) != (PROT_READ | PROT_EXEC) ||
@@ -252,8 +280,11 @@ struct chain {
 	struct tracee *t;
 	const struct target *target;
 	const struct remote_gadgets *g;
+	struct waits *waits;
 	int sig; /* that stops the thread at the end */
-	bool stepped; /* call by call, see remote_is_slow() */
+	/* In a timed wait, see remote_is_slow(): */
+	bool stepped; /* call by call */
+	bool by_returns; /* chained by returns */
 	bool running; /* has been let go */
 	uint64_t own_mask; /* the thread's signal mask */
 	uint64_t xstate_addr, data_addr, frames_addr;
@@ -339,8 +370,8 @@ static void frame_init(const struct chain *c, struct frame *f, uint64_t mask)
 		.uc_sigmask = mask,
 	};
 	f->mcontext.fpstate = (struct _fpstate *)(uintptr_t)c->xstate_addr;
-	f->mcontext.cs = (uint16_t)c->t->regs.cs;
-	f->mcontext.__pad0 = (uint16_t)c->t->regs.ss;
+	f->mcontext.cs = 0x33; /* __USER_CS */
+	f->mcontext.__pad0 = 0x2b; /* __USER_DS, as ss */
 	f->mcontext.eflags = 0x202; /* IF and the bit that is always set */
 }
 
@@ -406,6 +437,8 @@ static void frame_own(const struct chain *c, struct frame *f)
 	}
 	frame_init(c, f, c->own_mask);
 	struct sigcontext *m = &f->mcontext;
+	m->cs = (uint16_t)r->cs;
+	m->__pad0 = (uint16_t)r->ss;
 	m->rip = ip;
 	m->rax = ax;
 	m->rsp = r->rsp;
@@ -426,12 +459,44 @@ static void frame_own(const struct chain *c, struct frame *f)
 	m->r15 = r->r15;
 }
 
-static int wait_tid(pid_t tid, int *ret_status)
+/*
+ * Waiting for one thread while others are traced as well. Should the process
+ * be killed, the kernel reports its leader only when every other traced thread
+ * has been waited for; so whatever is reported is taken, and kept for whoever
+ * asks for it.
+ */
+struct waits {
+	struct wait_result {
+		pid_t tid;
+		int status;
+	} r[64];
+	size_t n;
+};
+
+static int wait_tid(struct waits *w, pid_t tid, int *ret_status)
 {
-	while (waitpid(tid, ret_status, __WALL) < 0)
-		if (errno != EINTR)
+	for (size_t i = 0; i < w->n; i++)
+		if (w->r[i].tid == tid) {
+			*ret_status = w->r[i].status;
+			w->r[i] = w->r[--w->n];
+			return 0;
+		}
+	for (;;) {
+		int status;
+		pid_t got = waitpid(-1, &status, __WALL | __WNOTHREAD);
+
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got < 0)
 			return -ESRCH;
-	return 0;
+		if (got == tid) {
+			*ret_status = status;
+			return 0;
+		}
+		/* A thread beyond those at work can only have been killed. */
+		if (w->n < ARRAY_SIZE(w->r))
+			w->r[w->n++] = (struct wait_result){got, status};
+	}
 }
 
 static int vm_read(pid_t pid, uint64_t addr, void *buf, size_t len)
@@ -499,6 +564,123 @@ static void chain_free(struct chain *c)
 	free(c->image);
 }
 
+/* Finds the room for xstate, data and links bytes of chain, and keeps what is there. */
+static int chain_place(struct chain *c, const struct remote_batch *b, size_t data_len, size_t links,
+		       const unsigned char *xstate)
+{
+	c->end = c->t->regs.rsp - RED_ZONE;
+	c->xstate_addr = ALIGN_DOWN(c->end - c->xstate_len, 64u);
+	c->data_addr = ALIGN_DOWN(c->xstate_addr - data_len, 16u);
+	c->frames_addr = ALIGN_DOWN(c->data_addr - links, 16u);
+	if (c->end > c->t->regs.rsp || c->frames_addr > c->end)
+		return -ENOSPC;
+	size_t len = c->end - c->frames_addr;
+	c->saved = malloc(len);
+	c->image = malloc(len);
+	if (!c->saved || !c->image)
+		return -ENOMEM;
+	if (vm_read(c->target->pid, c->frames_addr, c->saved, len) < 0)
+		return -ENOSPC;
+	memcpy(c->image, c->saved, len);
+	memcpy(c->image + (c->xstate_addr - c->frames_addr), xstate, c->xstate_len);
+	memcpy(c->image + (c->data_addr - c->frames_addr), b->data, b->data_len);
+	return 0;
+}
+
+static int chain_store(const struct chain *c)
+{
+	return vm_write(c->target->pid, c->frames_addr, c->image, c->end - c->frames_addr) < 0
+		       ? -ENOSPC
+		       : 0;
+}
+
+static int build_frames(struct chain *c, const struct remote_batch *b, pid_t tgid, pid_t tid,
+			const unsigned char *xstate, struct user_regs_struct *ret_regs)
+{
+	/* Calls, the stop, the way back; call 0 needs no frame. */
+	unsigned nr_frames = b->nr_calls + 1;
+	int r = chain_place(c, b, b->data_len, nr_frames * sizeof(struct frame), xstate);
+	if (r < 0)
+		return r;
+
+	struct remote_call stop = {
+		SYS_tgkill, {(uint64_t)tgid, (uint64_t)tid, (uint64_t)c->sig}, 0};
+	struct frame first, *f = (struct frame *)c->image;
+	uint64_t sp = c->frames_addr;
+	for (unsigned i = 0; i <= b->nr_calls; i++) {
+		bool last = i == b->nr_calls;
+
+		frame_call(c, i == 0 ? &first : &f[i - 1], last ? &stop : &b->calls[i], sp,
+			   chain_mask(c, last));
+		sp += sizeof(struct frame);
+	}
+	frame_own(c, &f[nr_frames - 1]);
+	r = chain_store(c);
+	frame_to_regs(c, &first, ret_regs);
+	return r;
+}
+
+/*
+ * The same without signal frames between the calls: each returns into pops of
+ * the next one's registers. r10 is 8 throughout, the size of a signal set; the
+ * calls of a batch have no other fourth argument. Only the way back, taken
+ * when there is no tracer any more, is a frame.
+ */
+static int build_returns(struct chain *c, const struct remote_batch *b, pid_t tgid, pid_t tid,
+			 const unsigned char *xstate, struct user_regs_struct *ret_regs)
+{
+	enum {
+		CALL_WORDS = 10
+	};
+	const struct remote_gadgets *g = c->g;
+	/* The calls, one that unblocks the signal, and the one that sends it. */
+	unsigned nr = b->nr_calls + 2, mask_offset = b->data_len;
+	size_t words = ALIGN_UP((size_t)nr * CALL_WORDS, (size_t)2);
+	int r = chain_place(c, b, b->data_len + sizeof(uint64_t),
+			    words * sizeof(uint64_t) + sizeof(struct frame), xstate);
+	if (r < 0)
+		return r;
+
+	uint64_t mask = chain_mask(c, true);
+	memcpy(c->image + (c->data_addr - c->frames_addr) + mask_offset, &mask, sizeof(mask));
+	struct remote_call last[] = {
+		{SYS_rt_sigprocmask, {SIG_SETMASK, mask_offset, 0}, 1u << 1},
+		{SYS_tgkill, {(uint64_t)tgid, (uint64_t)tid, (uint64_t)c->sig}, 0},
+	};
+	uint64_t *w = (uint64_t *)c->image;
+	for (unsigned i = 0; i < nr; i++) {
+		const struct remote_call *call =
+			i < b->nr_calls ? &b->calls[i] : &last[i - b->nr_calls];
+		uint64_t a[3];
+
+		for (int k = 0; k < 3; k++)
+			a[k] = call->args[k] + (call->data_args >> k & 1 ? c->data_addr : 0);
+		*w++ = g->pop_rdx;
+		*w++ = a[2];
+		if (g->rdx_junk)
+			*w++ = 0;
+		*w++ = g->pop_rsi;
+		*w++ = a[1];
+		*w++ = g->pop_rdi;
+		*w++ = a[0];
+		*w++ = g->pop_rax;
+		*w++ = call->nr;
+		*w++ = g->syscall_ret;
+	}
+	/* Right behind: its first word is the restorer, which the last call returns to. */
+	struct frame own;
+	frame_own(c, &own);
+	memcpy(w, &own, sizeof(own));
+	r = chain_store(c);
+
+	struct frame first;
+	struct remote_call nothing = {.nr = SYS_getpid};
+	frame_call(c, &first, &nothing, c->frames_addr, 0);
+	frame_to_regs(c, &first, ret_regs);
+	ret_regs->r10 = sizeof(uint64_t);
+	return r;
+}
+
 /* Builds the chain for a batch and writes it below the stack. */
 static int chain_build(struct chain *c, const struct remote_batch *b,
 		       struct user_regs_struct *ret_regs)
@@ -516,42 +698,21 @@ static int chain_build(struct chain *c, const struct remote_batch *b,
 		return r;
 	abort_rseq(c->t, c->target->pid);
 
-	/* Calls, the stop, the way back; call 0 needs no frame. */
-	unsigned nr_frames = b->nr_calls + 1;
-	c->end = c->t->regs.rsp - RED_ZONE;
-	c->xstate_addr = ALIGN_DOWN(c->end - c->xstate_len, 64u);
-	c->data_addr = ALIGN_DOWN(c->xstate_addr - b->data_len, 16u);
-	c->frames_addr = c->data_addr - nr_frames * sizeof(struct frame);
-	if (c->end > c->t->regs.rsp || c->frames_addr > c->end)
-		return -ENOSPC;
-	size_t len = c->end - c->frames_addr;
-	c->saved = malloc(len);
-	c->image = malloc(len);
-	if (!c->saved || !c->image)
-		return -ENOMEM;
-	if (vm_read(c->target->pid, c->frames_addr, c->saved, len) < 0)
-		return -ENOSPC;
-	memcpy(c->image, c->saved, len);
-	memcpy(c->image + (c->xstate_addr - c->frames_addr), xstate, c->xstate_len);
-	memcpy(c->image + (c->data_addr - c->frames_addr), b->data, b->data_len);
+	return c->by_returns ? build_returns(c, b, tgid, tid, xstate, ret_regs)
+			     : build_frames(c, b, tgid, tid, xstate, ret_regs);
+}
 
-	struct remote_call stop = {
-		SYS_tgkill, {(uint64_t)tgid, (uint64_t)tid, (uint64_t)c->sig}, 0};
-	struct frame first, *f = (struct frame *)c->image;
-	uint64_t sp = c->frames_addr;
-	for (unsigned i = 0; i <= b->nr_calls; i++) {
-		bool last = i == b->nr_calls;
-
-		frame_call(c, i == 0 ? &first : &f[i - 1], last ? &stop : &b->calls[i], sp,
-			   chain_mask(c, last));
-		sp += sizeof(struct frame);
+/* A stop of a thread at work for a signal that is not ours. SIGSTOP cannot be blocked, and those
+ * that a fault forces on a thread are not: sent by somebody, they are delivered at the release.
+ * -EFAULT: it is a fault, the chain broke (a filter, text that is not what it was). */
+static int other_signal(struct chain *c, const siginfo_t *info)
+{
+	if (info->si_code > 0)
+		return -EFAULT;
+	if (!c->t->sig) {
+		c->t->sig = info->si_signo;
+		c->t->siginfo = *info;
 	}
-	frame_own(c, &f[nr_frames - 1]);
-	r = vm_write(c->target->pid, c->frames_addr, c->image, len);
-	if (r < 0)
-		return -ENOSPC;
-
-	frame_to_regs(c, &first, ret_regs);
 	return 0;
 }
 
@@ -565,7 +726,7 @@ static int chain_wait(struct chain *c, int (*on_event)(struct chain *, void *), 
 		if (!c->running && ptrace(PTRACE_CONT, c->t->tid, NULL, NULL) < 0)
 			return -ESRCH;
 		c->running = false;
-		if (wait_tid(c->t->tid, &status) < 0)
+		if (wait_tid(c->waits, c->t->tid, &status) < 0)
 			return -ESRCH;
 		if (!WIFSTOPPED(status)) {
 			c->t->stopped = false;
@@ -580,23 +741,22 @@ static int chain_wait(struct chain *c, int (*on_event)(struct chain *, void *), 
 		}
 		if (event)
 			continue; /* a group stop, or an interrupt that was still due */
-		if (WSTOPSIG(status) == c->sig) {
-			c->t->in_signal_stop = true;
-			return 0;
-		}
 		siginfo_t info;
 		if (ptrace(PTRACE_GETSIGINFO, c->t->tid, NULL, &info) < 0)
 			return -ESRCH;
-		if (WSTOPSIG(status) == SIGSTOP && !c->t->sig) {
-			c->t->sig =
-				SIGSTOP; /* cannot be blocked: theirs, delivered at the release */
-			c->t->siginfo = info;
-			continue;
+		if (WSTOPSIG(status) == c->sig) {
+			/* One of the same number that was for the process came first: it is
+			 * unblocked at the end only, and the stop is as good. */
+			if (info.si_code != SI_TKILL && !c->t->sig) {
+				c->t->sig = c->sig;
+				c->t->siginfo = info;
+			}
+			c->t->in_signal_stop = true;
+			return 0;
 		}
-		if (info.si_code > 0 &&
-		    (WSTOPSIG(status) == SIGSEGV || WSTOPSIG(status) == SIGBUS ||
-		     WSTOPSIG(status) == SIGILL || WSTOPSIG(status) == SIGSYS))
-			return -EFAULT; /* the chain broke: a filter, or text that is not what it was */
+		int r = other_signal(c, &info);
+		if (r < 0)
+			return r;
 	}
 }
 
@@ -608,13 +768,14 @@ static int chain_finish(struct chain *c, struct remote_batch *b)
 
 	if (b && b->data_len)
 		r = vm_read(c->target->pid, c->data_addr, b->data, b->data_len);
+	/* The stack last: until the registers are back they point into it, should we die here. */
+	struct user_regs_struct regs = c->t->regs;
+	if (ptrace(PTRACE_SETSIGMASK, c->t->tid, (void *)sizeof(c->own_mask), &c->own_mask) < 0 ||
+	    ptrace(PTRACE_SETREGS, c->t->tid, NULL, &regs) < 0)
+		r = -ESRCH;
 	if (vm_write(c->target->pid, c->frames_addr, c->saved, c->end - c->frames_addr) < 0 &&
 	    r == 0)
 		r = -EFAULT;
-	struct user_regs_struct regs = c->t->regs;
-	if (ptrace(PTRACE_SETREGS, c->t->tid, NULL, &regs) < 0 ||
-	    ptrace(PTRACE_SETSIGMASK, c->t->tid, (void *)sizeof(c->own_mask), &c->own_mask) < 0)
-		r = -ESRCH;
 	return r;
 }
 
@@ -628,8 +789,10 @@ static int chain_begin(struct chain *c, struct remote_batch *b)
 	if (r < 0)
 		return r;
 	mask = chain_mask(c, false);
-	if (ptrace(PTRACE_SETSIGMASK, c->t->tid, (void *)sizeof(mask), &mask) < 0 ||
-	    ptrace(PTRACE_SETREGS, c->t->tid, NULL, &regs) < 0)
+	/* In this order: whatever is done when we die, the thread is either as it was or on a way
+	 * that gives its mask back. */
+	if (ptrace(PTRACE_SETREGS, c->t->tid, NULL, &regs) < 0 ||
+	    ptrace(PTRACE_SETSIGMASK, c->t->tid, (void *)sizeof(mask), &mask) < 0)
 		return -ESRCH;
 	return 0;
 }
@@ -653,7 +816,7 @@ static int step_call(struct chain *c, int (*on_event)(struct chain *, void *), v
 		int status;
 
 		if (ptrace(PTRACE_SYSCALL, c->t->tid, NULL, NULL) < 0 ||
-		    wait_tid(c->t->tid, &status) < 0)
+		    wait_tid(c->waits, c->t->tid, &status) < 0)
 			return -ESRCH;
 		if (!WIFSTOPPED(status)) {
 			c->t->stopped = false;
@@ -668,24 +831,26 @@ static int step_call(struct chain *c, int (*on_event)(struct chain *, void *), v
 			if (inside)
 				return 0;
 			inside = true;
-		} else if (!event && WSTOPSIG(status) == SIGSTOP && !c->t->sig) {
-			c->t->sig =
-				SIGSTOP; /* cannot be blocked: theirs, delivered at the release */
-			if (ptrace(PTRACE_GETSIGINFO, c->t->tid, NULL, &c->t->siginfo) < 0)
-				return -ESRCH;
+		} else if (!event) {
+			siginfo_t info;
+			int r = ptrace(PTRACE_GETSIGINFO, c->t->tid, NULL, &info) < 0
+					? -ESRCH
+					: other_signal(c, &info);
+			if (r < 0)
+				return r;
 		}
 	}
 }
 
 /* To a stop inside the kernel's signal handling, where an interrupted call is restarted. */
-static int stop_again(struct tracee *t)
+static int stop_again(struct tracee *t, struct waits *w)
 {
 	int status;
 
 	if (ptrace(PTRACE_INTERRUPT, t->tid, NULL, NULL) < 0)
 		return -ESRCH;
 	do {
-		if (ptrace(PTRACE_CONT, t->tid, NULL, NULL) < 0 || wait_tid(t->tid, &status) < 0)
+		if (ptrace(PTRACE_CONT, t->tid, NULL, NULL) < 0 || wait_tid(w, t->tid, &status) < 0)
 			return -ESRCH;
 		if (!WIFSTOPPED(status)) {
 			t->stopped = false;
@@ -714,7 +879,7 @@ static int chain_step(struct chain *c, const struct remote_batch *b,
 			    ? -ESRCH
 			    : step_call(c, on_event, arg);
 	}
-	return r == -ESRCH ? r : stop_again(c->t) < 0 ? -ESRCH : r;
+	return r == -ESRCH ? r : stop_again(c->t, c->waits) < 0 ? -ESRCH : r;
 }
 
 static int chain_run(struct chain *c, struct remote_batch *b,
@@ -775,10 +940,14 @@ static bool is_ignored(const struct target *t, pid_t tid, int sig)
 }
 
 static int chain_init(struct chain *c, struct tracee *t, const struct target *target,
-		      const struct remote_gadgets *g, bool step)
+		      const struct remote_gadgets *g, struct waits *waits, bool step, bool helper)
 {
-	*c = (struct chain){
-		.t = t, .target = target, .g = g, .sig = pick_signal(g, t->tid), .stepped = step};
+	*c = (struct chain){.t = t,
+			    .target = target,
+			    .g = g,
+			    .waits = waits,
+			    .sig = pick_signal(g, t->tid),
+			    .stepped = step};
 	/* A signal in hand can be given back only at a stop for a signal, as a chain ends with.
 	 * Its handler ends a timed wait anyway; without a handler there is nothing to give back. */
 	if (step && t->sig) {
@@ -786,6 +955,10 @@ static int chain_init(struct chain *c, struct tracee *t, const struct target *ta
 			t->sig = 0;
 		else
 			c->stepped = false;
+	}
+	if (c->stepped && !helper && search_done(g)) {
+		c->stepped = false;
+		c->by_returns = true;
 	}
 	return c->sig ? 0 : -EBUSY;
 }
@@ -810,6 +983,7 @@ int remote_run_all(struct remote_job *jobs, size_t n, const struct target *targe
 		   const struct remote_gadgets *g, struct usnap_err *err)
 {
 	cleanup_free struct chain *chains = calloc(n, sizeof(*chains));
+	struct waits waits = {.n = 0};
 	int gone = 0;
 
 	if (!chains)
@@ -820,7 +994,7 @@ int remote_run_all(struct remote_job *jobs, size_t n, const struct target *targe
 		struct chain *c = &chains[i];
 		struct remote_job *j = &jobs[i];
 
-		j->result = chain_init(c, j->t, target, g, remote_is_slow(j->t));
+		j->result = chain_init(c, j->t, target, g, &waits, remote_is_slow(j->t), false);
 		unsigned long options = c->stepped ? PTRACE_O_TRACESYSGOOD : 0;
 		if (j->result == 0 && (options || g->seccomp) &&
 		    filter_in_the_way(g, trace_options(g, j->t->tid, options)))
@@ -881,15 +1055,19 @@ int64_t remote_helper_call(struct remote_helper *h, long nr, uint64_t a0, uint64
 	if (ptrace(PTRACE_SETREGS, h->tid, NULL, &r) < 0)
 		return -ESRCH;
 	/* One stop on the way in, one on the way out. */
-	for (int i = 0; i < 2; i++) {
+	for (int i = 0, others = 0; i < 2; i++) {
 		int status;
 
 		if (ptrace(PTRACE_SYSCALL, h->tid, NULL, NULL) < 0)
 			return -ESRCH;
-		if (wait_tid(h->tid, &status) < 0 || !WIFSTOPPED(status))
+		if (wait_tid(h->waits, h->tid, &status) < 0 || !WIFSTOPPED(status))
 			return -ESRCH;
-		if (status >> 16 || WSTOPSIG(status) != (SIGTRAP | 0x80))
-			i--; /* a group stop or SIGSTOP passes by: it concerns the threads that stay */
+		if (status >> 16 || WSTOPSIG(status) != (SIGTRAP | 0x80)) {
+			/* A group stop or SIGSTOP passes by: it concerns the threads that stay. */
+			if (others++ > 100)
+				return -EFAULT;
+			i--;
+		}
 	}
 	if (ptrace(PTRACE_GETREGS, h->tid, NULL, &r) < 0)
 		return -ESRCH;
@@ -906,8 +1084,9 @@ static int helper_started(struct chain *c, void *arg)
 	if (s->started || ptrace(PTRACE_GETEVENTMSG, c->t->tid, NULL, &tid) < 0)
 		return 0;
 	s->started = true;
+	s->h.waits = c->waits;
 	s->h.tid = (pid_t)tid;
-	if (wait_tid(s->h.tid, &status) < 0 || !WIFSTOPPED(status) ||
+	if (wait_tid(c->waits, s->h.tid, &status) < 0 || !WIFSTOPPED(status) ||
 	    ptrace(PTRACE_GETREGS, s->h.tid, NULL, &s->h.regs) < 0) {
 		s->result = usnap_fail(s->err, -ESRCH, "the helper thread was killed");
 		return 0;
@@ -929,7 +1108,7 @@ static int helper_started(struct chain *c, void *arg)
 	do {
 		if (ptrace(PTRACE_CONT, s->h.tid, NULL, NULL) < 0)
 			break;
-	} while (wait_tid(s->h.tid, &status) == 0 && WIFSTOPPED(status));
+	} while (wait_tid(c->waits, s->h.tid, &status) == 0 && WIFSTOPPED(status));
 	return 0;
 }
 
@@ -947,13 +1126,14 @@ int remote_with_helper(struct tracee *t, const struct target *target,
 	enum {
 		HELPER_DATA = 1024
 	};
+	struct waits waits = {.n = 0};
 	struct chain c;
 	struct helper_start s = {.fn = fn, .arg = arg, .err = err, .result = -ECHILD};
 	cleanup_free struct remote_batch *b = malloc(sizeof(*b));
 	if (!b)
 		return usnap_fail_errno(err, -ENOMEM, "cannot start a helper");
 
-	if (chain_init(&c, t, target, g, true) < 0)
+	if (chain_init(&c, t, target, g, &waits, true, true) < 0)
 		return usnap_fail(err, -EBUSY, "thread %d has too many signals pending", t->tid);
 
 	/* A table of its own can only be reached through a descriptor for the thread. */
@@ -971,8 +1151,8 @@ int remote_with_helper(struct tracee *t, const struct target *target,
 	};
 	end.mcontext.rip = g->syscall_ret;
 	end.mcontext.rax = SYS_exit;
-	end.mcontext.cs = (uint16_t)t->regs.cs;
-	end.mcontext.__pad0 = (uint16_t)t->regs.ss;
+	end.mcontext.cs = 0x33;
+	end.mcontext.__pad0 = 0x2b;
 	end.mcontext.eflags = 0x202;
 	int off = remote_batch_data(b, &end, sizeof(end));
 	s.frame_offset = (unsigned)off;

@@ -73,6 +73,10 @@ int remote_batch_untouched(const struct remote_batch *b, unsigned offset, size_t
 struct remote_gadgets {
 	uint64_t syscall_ret; /* address of "syscall; ret" in its text */
 	uint64_t restorer; /* "mov $__NR_rt_sigreturn, %eax; syscall" */
+	/* "pop; ret" of the registers of a call, 0 where there is none; rdx: with rdx_junk more
+	 * words taken from the stack. */
+	uint64_t pop_rax, pop_rdi, pop_rsi, pop_rdx;
+	unsigned rdx_junk;
 	int stop_signal; /* ignored by the target when there is no tracer */
 	bool other_pidns; /* the target sees other thread IDs than we do */
 	bool seccomp; /* a filter judges its system calls */
@@ -92,8 +96,9 @@ struct remote_job {
 	int result;
 };
 
-/* True for a thread whose calls are made one by one: it is in a timed wait, which a chain would
- * cut short. Some 15 us a call instead of less than one. */
+/* True for a thread that is in a timed wait, which signal frames would cut short: its calls are
+ * chained by returns instead, or, where the target's text does not hold what that takes, made one
+ * by one, for some 15 us a call. */
 bool remote_is_slow(const struct tracee *t);
 
 /* Runs all batches, on all threads at once; afterwards each is stopped again, its registers and
@@ -109,6 +114,7 @@ struct remote_helper {
 	uint64_t data; /* address in the target of data_len bytes of scratch */
 	size_t data_len;
 	uint64_t stack; /* its stack pointer: return address of every call */
+	struct waits *waits; /* remote.c */
 	struct user_regs_struct regs;
 };
 
