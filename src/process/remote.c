@@ -550,12 +550,16 @@ static bool is_pending(pid_t tid, int sig)
 {
 	siginfo_t info[16];
 	struct __ptrace_peeksiginfo_args args = {.nr = ARRAY_SIZE(info)};
-	long n = ptrace(PTRACE_PEEKSIGINFO, tid, &args, info);
+	long n;
 
-	for (long i = 0; i < n; i++)
-		if (info[i].si_signo == sig)
-			return true;
-	return n == (long)ARRAY_SIZE(info);
+	do {
+		n = ptrace(PTRACE_PEEKSIGINFO, tid, &args, info);
+		for (long i = 0; i < n; i++)
+			if (info[i].si_signo == sig)
+				return true;
+		args.off += ARRAY_SIZE(info);
+	} while (n == (long)ARRAY_SIZE(info));
+	return false;
 }
 
 static void chain_free(struct chain *c)
