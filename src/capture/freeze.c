@@ -382,6 +382,26 @@ out:
 	return r;
 }
 
+struct reading {
+	struct capture *c;
+	int result;
+};
+
+static void read_mappings(void *arg)
+{
+	struct reading *reading = arg;
+	struct capture *c = reading->c;
+	struct maps fresh = {0};
+
+	reading->result = maps_read(c->target->procfd, &fresh);
+	if (reading->result < 0)
+		return;
+	maps_inherit_flags(&fresh, &c->maps);
+	maps_free(&c->maps);
+	c->maps = fresh;
+	c->stats.regions = fresh.n;
+}
+
 /* One stop. -EAGAIN: not every thread could be stopped. */
 static int freeze_once(struct capture *c, bool hold, struct copier *cp, bool last_try,
 		       bool *ret_again, struct usnap_err *err)
@@ -417,19 +437,17 @@ static int freeze_once(struct capture *c, bool hold, struct copier *cp, bool las
 	c->stats.t0_boottime_ns = clock_ns(CLOCK_BOOTTIME);
 	c->stats.threads = c->tracees.n;
 
-	struct maps fresh = {0};
+	struct reading maps = {.c = c};
 	r = open_stacks(c);
+	if (r < 0)
+		usnap_fail_errno(err, r, "cannot open the stacks of process %d", c->target->pid);
 	if (r == 0)
-		r = maps_read(c->target->procfd, &fresh);
-	if (r < 0) {
-		usnap_fail_errno(err, r, "cannot read the mappings of process %d", c->target->pid);
-	} else {
-		maps_inherit_flags(&fresh, &c->maps);
-		maps_free(&c->maps);
-		c->maps = fresh;
-		c->stats.regions = fresh.n;
-		r = pstate_collect(c->pstate, &c->tracees, &c->maps, err);
-	}
+		r = pstate_collect(c->pstate, &c->tracees,
+				   (struct remote_meanwhile){read_mappings, &maps}, err);
+	if (r == 0 && maps.result < 0)
+		r = usnap_fail_errno(err, maps.result, "cannot read the mappings of process %d",
+				     c->target->pid);
+	pstate_set_maps(c->pstate, &c->maps);
 	state = now_ns();
 	if (r == 0)
 		r = take_memory(c, hold, cp, last_try, ret_again, err);

@@ -15,9 +15,9 @@ enum cli_exit {
 
 struct cli_command {
 	const char *name;
-	const char *args;    /* "PID -o FILE [OPTION]..." */
+	const char *args; /* "PID -o FILE [OPTION]..." */
 	const char *summary; /* one line, lower case, no full stop */
-	const char *help;    /* the options, one per line, as --help shows them */
+	const char *help; /* the options, one per line, as --help shows them */
 	int (*run)(int argc, char **argv); /* argv[0] is the subcommand's name */
 };
 

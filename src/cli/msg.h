@@ -8,7 +8,11 @@
 
 #include "common/err.h"
 
-enum msg_level { MSG_QUIET = -1, MSG_NORMAL = 0, MSG_VERBOSE = 1 };
+enum msg_level {
+	MSG_QUIET = -1,
+	MSG_NORMAL = 0,
+	MSG_VERBOSE = 1
+};
 
 void msg_set_level(enum msg_level level);
 

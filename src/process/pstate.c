@@ -209,13 +209,19 @@ int process_collect(struct pstate *ps, struct arena *a)
 	return arena_pread(a, ps->stat_fd, &ps->stat);
 }
 
-int pstate_collect(struct pstate *ps, struct tracees *threads, const struct maps *maps,
+void pstate_set_maps(struct pstate *ps, const struct maps *maps)
+{
+	ps->maps = maps;
+}
+
+int pstate_collect(struct pstate *ps, struct tracees *threads, struct remote_meanwhile meanwhile,
 		   struct usnap_err *err)
 {
 	forget_collected(ps);
-	ps->maps = maps;
+	ps->meanwhile = meanwhile;
 	if (!threads->n)
-		return usnap_fail(err, -ESRCH, "cannot snapshot process %d: it has ended", (int)ps->t->pid);
+		return usnap_fail(err, -ESRCH, "cannot snapshot process %d: it has ended",
+				  (int)ps->t->pid);
 	int r = threads_reserve(ps, threads->n);
 	if (r == 0)
 		r = files_begin(ps);
@@ -230,6 +236,8 @@ int pstate_collect(struct pstate *ps, struct tracees *threads, const struct maps
 	r = threads_collect(ps, threads, err);
 	/* Also after a failure: the other thread must be done with it. */
 	int f = files_end(ps, crew_finish(ps));
+	if (r == 0 && f >= 0)
+		seccomp_collect(ps);
 	if (f < 0)
 		usnap_fail_errno(err, f, "cannot read the state of process %d", (int)ps->t->pid);
 	r = r < 0 ? r : f;

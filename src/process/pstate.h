@@ -24,10 +24,13 @@ struct pstate;
 int pstate_prepare(struct pstate **ret, const struct target *t, const struct remote_gadgets *g,
 		   struct usnap_err *err);
 
-/* maps: the mappings as read in this freeze; borrowed until pstate_free().
- * May run several times (an attempt that is repeated); the last one counts. */
-int pstate_collect(struct pstate *ps, struct tracees *threads, const struct maps *maps,
+/* May run several times (an attempt that is repeated); the last one counts.
+ * meanwhile: called once, while the threads answer. */
+int pstate_collect(struct pstate *ps, struct tracees *threads, struct remote_meanwhile meanwhile,
 		   struct usnap_err *err);
+
+/* The mappings as read in this freeze; borrowed until pstate_free(). */
+void pstate_set_maps(struct pstate *ps, const struct maps *maps);
 
 /* process.json as a new reference, "maps" included. */
 int pstate_finish(struct pstate *ps, json_t **ret, struct usnap_err *err);

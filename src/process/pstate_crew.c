@@ -4,11 +4,11 @@
  * DESIGN. While the tracer's thread speaks to the stopped threads (only it
  * may), a second thread reads texts: the CPUs that the target ran on are
  * idle. The work is a row of pieces, taken in order by an atomic counter:
- * the status of every thread, the facts of the process, then descriptors in
- * small bundles. The tracer's thread takes pieces as well when it needs
+ * the status of the first thread, the facts of the process, the status of
+ * every other thread, then descriptors in small bundles. The tracer's thread takes pieces as well when it needs
  * their result: it waits for the piece that the other has in hand, and never
  * for the second thread to be scheduled at all. Whoever takes a number beyond
- * the row stops. Results are published by `done` and `done_threads`.
+ * the row stops. Results are published by `done` and `done_first`.
  *
  * Between two collects the second thread sleeps on a condition. A collect
  * that is repeated resets the counters only when the second thread is idle.
@@ -26,6 +26,10 @@
 
 #define BUNDLE 8
 
+/* The status of the first thread and the facts of the process: what questions to the threads
+ * depend on. */
+#define FIRST_PIECES 2
+
 struct crew {
 	pthread_t thread;
 	bool has_thread;
@@ -36,18 +40,18 @@ struct crew {
 	bool busy, quit;
 
 	/* of the round; written before it begins */
-	size_t nr_pieces, nr_thread_pieces;
-	atomic_size_t taken, done_threads, done;
+	size_t nr_pieces;
+	atomic_size_t taken, done_first, done;
 	atomic_int error; /* the first */
 };
 
 static int do_piece(struct pstate *ps, struct arena *a, size_t i)
 {
-	if (i < ps->nr_threads)
-		return thread_collect_status(ps, a, i);
-	i -= ps->nr_threads;
-	if (i == 0)
+	if (i == 1)
 		return process_collect(ps, a);
+	if (i <= ps->nr_threads)
+		return thread_collect_status(ps, a, i ? i - 1 : 0);
+	i -= ps->nr_threads;
 	size_t from = (i - 1) * BUNDLE, to = MIN(from + BUNDLE, ps->prepared.n);
 	int first = 0;
 	for (; from < to; from++) {
@@ -72,8 +76,8 @@ static void work(struct pstate *ps, struct arena *a, size_t end)
 		int r = do_piece(ps, a, i);
 		if (r < 0)
 			atomic_compare_exchange_strong(&c->error, &none, r);
-		if (i < c->nr_thread_pieces)
-			atomic_fetch_add(&c->done_threads, 1);
+		if (i < FIRST_PIECES)
+			atomic_fetch_add(&c->done_first, 1);
 		atomic_fetch_add(&c->done, 1);
 	}
 }
@@ -151,10 +155,9 @@ void crew_begin(struct pstate *ps)
 	pthread_mutex_lock(&c->lock);
 	while (c->busy)
 		pthread_cond_wait(&c->idle, &c->lock);
-	c->nr_thread_pieces = ps->nr_threads + 1;
-	c->nr_pieces = c->nr_thread_pieces + (ps->prepared.n + BUNDLE - 1) / BUNDLE;
+	c->nr_pieces = ps->nr_threads + 1 + (ps->prepared.n + BUNDLE - 1) / BUNDLE;
 	atomic_store(&c->taken, 0);
-	atomic_store(&c->done_threads, 0);
+	atomic_store(&c->done_first, 0);
 	atomic_store(&c->done, 0);
 	atomic_store(&c->error, 0);
 	c->round++;
@@ -170,9 +173,9 @@ static int finish(struct pstate *ps, size_t end, atomic_size_t *done)
 	return atomic_load(&ps->crew->error);
 }
 
-int crew_finish_threads(struct pstate *ps)
+int crew_finish_first(struct pstate *ps)
 {
-	return finish(ps, ps->crew->nr_thread_pieces, &ps->crew->done_threads);
+	return finish(ps, FIRST_PIECES, &ps->crew->done_first);
 }
 
 int crew_finish(struct pstate *ps)

@@ -256,6 +256,7 @@ struct pstate {
 	struct crew *crew;
 	struct thread_state *threads;
 	size_t nr_threads, thread_room;
+	struct remote_meanwhile meanwhile;
 	struct thread_calls *calls; /* THREADS_AT_ONCE of them (pstate_threads.c) */
 	struct span stat, timers;
 	char cwd[4096 + 16];
@@ -308,7 +309,7 @@ void crew_stop(struct pstate *ps);
 void crew_begin(struct pstate *ps);
 /* Takes part until the texts of threads and process (then of everything)
  * are there. Returns the first error of all. */
-int crew_finish_threads(struct pstate *ps);
+int crew_finish_first(struct pstate *ps);
 int crew_finish(struct pstate *ps);
 
 /* pstate_seccomp.c */

@@ -217,6 +217,7 @@ enum {
 /* What the batch of a thread asks for. */
 struct thread_calls {
 	struct own_calls own;
+	struct remote_known known;
 	struct signal_calls process; /* of the thread that asks for the whole process */
 	struct remote_batch batch;
 };
@@ -228,7 +229,8 @@ static int ask_for_timers(struct pstate *ps, struct remote_job *job, struct sign
 	while (calls->timer_to < ps->signals.nr_timers) {
 		remote_batch_init(job->b);
 		signals_add(ps, job->b, calls, calls->timer_to);
-		int r = remote_run_all(job, 1, ps->t, &ps->gadgets, err);
+		int r = remote_run_all(job, 1, ps->t, &ps->gadgets, (struct remote_meanwhile){0},
+				       err);
 		if (r < 0)
 			return r;
 		if (job->result < 0)
@@ -244,12 +246,21 @@ static int ask(struct pstate *ps, struct tracees *ts, size_t from, size_t n, siz
 {
 	for (size_t i = 0; i < n; i++) {
 		remote_batch_init(&calls[i].batch);
-		jobs[i] = (struct remote_job){.t = &ts->t[from + i], .b = &calls[i].batch};
+		const struct thread_state *th = &ps->threads[from + i];
+		calls[i].known = (struct remote_known){
+			.xstate = th->xstate,
+			.xstate_len = th->xstate_len,
+			.sigmask = th->sigmask,
+			.rseq = th->has_rseq ? th->rseq.addr : 0,
+		};
+		jobs[i] = (struct remote_job){
+			.t = &ts->t[from + i], .known = &calls[i].known, .b = &calls[i].batch};
 		own_add(&calls[i].batch, &calls[i].own);
 		if (from + i == first)
 			signals_add(ps, &calls[i].batch, &calls[i].process, 0);
 	}
-	int r = remote_run_all(jobs, n, ps->t, &ps->gadgets, err);
+	int r = remote_run_all(jobs, n, ps->t, &ps->gadgets, ps->meanwhile, err);
+	ps->meanwhile.fn = NULL; /* done */
 	for (size_t i = 0; i < n && r == 0; i++) {
 		struct thread_state *th = &ps->threads[from + i];
 
@@ -306,11 +317,10 @@ int threads_collect(struct pstate *ps, struct tracees *ts, struct usnap_err *err
 			return usnap_fail_errno(err, r, "cannot read the state of thread %d",
 						(int)ts->t[i].tid);
 	}
-	int r = crew_finish_threads(ps);
+	int r = crew_finish_first(ps);
 	if (r < 0)
 		return usnap_fail_errno(err, r, "cannot read the state of process %d",
 					(int)ps->t->pid);
-	seccomp_collect(ps);
 	r = signals_begin(ps, err);
 	/* Any thread can ask for the whole process; one in a timed wait takes longer over it. */
 	size_t first = 0;

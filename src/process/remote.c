@@ -281,6 +281,7 @@ struct chain {
 	const struct target *target;
 	const struct remote_gadgets *g;
 	struct waits *waits;
+	const struct remote_known *known; /* or NULL */
 	int sig; /* that stops the thread at the end */
 	/* In a timed wait, see remote_is_slow(): */
 	bool stepped; /* call by call */
@@ -337,8 +338,12 @@ static int load_xstate(struct chain *c, unsigned char *buf, size_t room)
 {
 	struct iovec iov = {buf, room - 8};
 
-	if (ptrace(PTRACE_GETREGSET, c->t->tid, (void *)NT_X86_XSTATE, &iov) < 0)
+	if (c->known) {
+		iov.iov_len = MIN(c->known->xstate_len, iov.iov_len);
+		memcpy(buf, c->known->xstate, iov.iov_len);
+	} else if (ptrace(PTRACE_GETREGSET, c->t->tid, (void *)NT_X86_XSTATE, &iov) < 0) {
 		return -errno;
+	}
 	if (iov.iov_len < XSTATE_MIN)
 		return -EOPNOTSUPP;
 
@@ -522,7 +527,7 @@ static int vm_write(pid_t pid, uint64_t addr, const void *buf, size_t len)
  * thread would go on in the middle of one that is no longer guarded. So do
  * first what the kernel would have done.
  */
-static void abort_rseq(struct tracee *t, pid_t pid)
+static void abort_rseq(struct tracee *t, pid_t pid, const struct remote_known *known)
 {
 	struct {
 		uint64_t pointer;
@@ -534,8 +539,14 @@ static void abort_rseq(struct tracee *t, pid_t pid)
 		uint64_t start, length, abort;
 	} cs;
 
-	if (ptrace(PTRACE_GET_RSEQ_CONFIGURATION, t->tid, (void *)sizeof(config), &config) < 0 ||
-	    !config.pointer)
+	/* Inside a system call it is inside no sequence. */
+	if ((int64_t)t->regs.orig_rax >= 0)
+		return;
+	if (known)
+		config.pointer = known->rseq;
+	else if (ptrace(PTRACE_GET_RSEQ_CONFIGURATION, t->tid, (void *)sizeof(config), &config) < 0)
+		return;
+	if (!config.pointer)
 		return;
 	if (vm_read(pid, config.pointer + 8, &descriptor, sizeof(descriptor)) < 0 || !descriptor ||
 	    vm_read(pid, descriptor, &cs, sizeof(cs)) < 0)
@@ -695,12 +706,15 @@ static int chain_build(struct chain *c, const struct remote_batch *b,
 
 	if (r < 0)
 		return r;
-	if (ptrace(PTRACE_GETSIGMASK, c->t->tid, (void *)sizeof(c->own_mask), &c->own_mask) < 0)
+	if (c->known)
+		c->own_mask = c->known->sigmask;
+	else if (ptrace(PTRACE_GETSIGMASK, c->t->tid, (void *)sizeof(c->own_mask), &c->own_mask) <
+		 0)
 		return -errno;
 	r = ids_inside(c->target, c->t->tid, c->g, &tgid, &tid);
 	if (r < 0)
 		return r;
-	abort_rseq(c->t, c->target->pid);
+	abort_rseq(c->t, c->target->pid, c->known);
 
 	return c->by_returns ? build_returns(c, b, tgid, tid, xstate, ret_regs)
 			     : build_frames(c, b, tgid, tid, xstate, ret_regs);
@@ -984,7 +998,8 @@ static bool filter_in_the_way(const struct remote_gadgets *g, unsigned long opti
 }
 
 int remote_run_all(struct remote_job *jobs, size_t n, const struct target *target,
-		   const struct remote_gadgets *g, struct usnap_err *err)
+		   const struct remote_gadgets *g, struct remote_meanwhile meanwhile,
+		   struct usnap_err *err)
 {
 	cleanup_free struct chain *chains = calloc(n, sizeof(*chains));
 	struct waits waits = {.n = 0};
@@ -999,6 +1014,7 @@ int remote_run_all(struct remote_job *jobs, size_t n, const struct target *targe
 		struct remote_job *j = &jobs[i];
 
 		j->result = chain_init(c, j->t, target, g, &waits, remote_is_slow(j->t), false);
+		c->known = j->known;
 		unsigned long options = c->stepped ? PTRACE_O_TRACESYSGOOD : 0;
 		if (j->result == 0 && (options || g->seccomp) &&
 		    filter_in_the_way(g, trace_options(g, j->t->tid, options)))
@@ -1011,6 +1027,8 @@ int remote_run_all(struct remote_job *jobs, size_t n, const struct target *targe
 			c->running = true;
 		}
 	}
+	if (meanwhile.fn)
+		meanwhile.fn(meanwhile.arg);
 	for (size_t i = 0; i < n; i++) {
 		struct chain *c = &chains[i];
 		struct remote_job *j = &jobs[i];

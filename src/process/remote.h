@@ -86,9 +86,18 @@ struct maps;
 int remote_find_gadgets(struct remote_gadgets *ret, const struct target *t, const struct maps *maps,
 			struct usnap_err *err);
 
+/* What has been asked of a stopped thread already, so that it need not be asked again. */
+struct remote_known {
+	const void *xstate; /* as PTRACE_GETREGSET gave it */
+	size_t xstate_len;
+	uint64_t sigmask;
+	uint64_t rseq; /* address of its struct rseq, 0: none */
+};
+
 /* A batch and the stopped thread that is to run it. */
 struct remote_job {
 	struct tracee *t;
+	const struct remote_known *known; /* or NULL */
 	struct remote_batch *b;
 	/* 0, or why the batch was not run: -ENOSPC no room below the stack pointer, -EPERM a seccomp
 	 * filter that cannot be suspended, -EBUSY too many signals pending, -ESRCH killed. Only the
@@ -101,10 +110,17 @@ struct remote_job {
  * by one, for some 15 us a call. */
 bool remote_is_slow(const struct tracee *t);
 
+/* Something to do while they run, or a NULL function. */
+struct remote_meanwhile {
+	void (*fn)(void *arg);
+	void *arg;
+};
+
 /* Runs all batches, on all threads at once; afterwards each is stopped again, its registers and
  * memory as before. Fails only when a thread was killed (-ESRCH) or for want of memory. */
 int remote_run_all(struct remote_job *jobs, size_t n, const struct target *target,
-		   const struct remote_gadgets *g, struct usnap_err *err);
+		   const struct remote_gadgets *g, struct remote_meanwhile meanwhile,
+		   struct usnap_err *err);
 
 /* The helper, while its function runs. */
 struct remote_helper {

@@ -109,7 +109,8 @@ static void look_collect(struct look *l)
 	cr_assert_eq(tracees_seize(&ts, &l->t, &err), 0, "%s", err.text);
 	cr_assert_eq(tracees_stop(&ts, &l->t, true, now_ns() + 5000000000u, &err), 0, "%s",
 		     err.text);
-	int r = pstate_collect(l->ps, &ts, &l->maps, &err);
+	int r = pstate_collect(l->ps, &ts, (struct remote_meanwhile){0}, &err);
+	pstate_set_maps(l->ps, &l->maps);
 	tracees_release(&ts, &l->t);
 	cr_assert_eq(r, 0, "%s", err.text);
 }
