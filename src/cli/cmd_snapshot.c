@@ -224,7 +224,8 @@ static int run(int argc, char **argv)
 	uint64_t n;
 	int c;
 
-	while ((c = getopt_long(argc, argv, "o:q", options, NULL)) != -1) {
+	opterr = 0;
+	while ((c = getopt_long(argc, argv, ":o:q", options, NULL)) != -1) {
 		switch (c) {
 		case 'o':
 			a.output = optarg;
@@ -232,21 +233,25 @@ static int run(int argc, char **argv)
 		case OPT_LEVEL:
 			if (!parse_number(optarg, 1, MAX_LEVEL, false, &n))
 				return cli_usage_error(&cmd_snapshot,
-						       "--level takes a number from 1 to %d",
-						       MAX_LEVEL);
+						       "cannot use '%s' as --level: a number from "
+						       "1 to %d is wanted",
+						       optarg, MAX_LEVEL);
 			a.level = (int)n;
 			break;
 		case OPT_THREADS:
 			if (!parse_number(optarg, 1, MAX_THREADS, false, &n))
 				return cli_usage_error(&cmd_snapshot,
-						       "--threads takes a number from 1 to %d",
-						       MAX_THREADS);
+						       "cannot use '%s' as --threads: a number "
+						       "from 1 to %d is wanted",
+						       optarg, MAX_THREADS);
 			a.threads = (unsigned)n;
 			break;
 		case OPT_MEMORY:
 			if (!parse_number(optarg, MIB(4), (uint64_t)1 << 40, true, &n))
 				return cli_usage_error(&cmd_snapshot,
-						       "--memory takes a size of at least 4M");
+						       "cannot use '%s' as --memory: a size of at "
+						       "least 4M is wanted",
+						       optarg);
 			a.memory = n;
 			break;
 		case OPT_NO_HOLD:
@@ -263,22 +268,28 @@ static int run(int argc, char **argv)
 			break;
 		case OPT_HELP:
 			return cli_help(&cmd_snapshot);
+		case ':':
+			return cli_usage_error(&cmd_snapshot, "cannot use '%s': it takes a value",
+					       argv[optind - 1]);
 		default:
-			return cli_usage_error(&cmd_snapshot, NULL);
+			return cli_usage_error(&cmd_snapshot, "cannot use '%s': no such option",
+					       argv[optind - 1]);
 		}
 	}
 	if (optind >= argc)
-		return cli_usage_error(&cmd_snapshot, "which process? a PID is missing");
+		return cli_usage_error(&cmd_snapshot, "cannot snapshot: no PID given");
 	if (optind + 1 < argc)
-		return cli_usage_error(&cmd_snapshot, "one PID at a time, '%s' is too many",
+		return cli_usage_error(&cmd_snapshot,
+				       "cannot snapshot '%s' as well: one process at a time",
 				       argv[optind + 1]);
 	if (!parse_number(argv[optind], 1, INT32_MAX, false, &n))
-		return cli_usage_error(&cmd_snapshot, "'%s' is not a PID", argv[optind]);
+		return cli_usage_error(&cmd_snapshot, "cannot snapshot '%s': not a PID",
+				       argv[optind]);
 	if (!a.output)
-		return cli_usage_error(&cmd_snapshot, "where to? -o FILE is missing");
+		return cli_usage_error(&cmd_snapshot, "cannot snapshot: no -o FILE given");
 	if (a.kill && a.no_hold)
 		return cli_usage_error(&cmd_snapshot,
-				       "--kill stops the process: --no-hold cannot be had");
+				       "cannot use --no-hold with --kill, which stops the process");
 	a.pid = (pid_t)n;
 	catch_signals();
 	return take(&a);
