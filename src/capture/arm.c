@@ -19,12 +19,14 @@
 
 enum {
 	MAX_PASSES = 16,
+	FREE_PASSES = 2, /* before faults are made to wait */
+	THROTTLE_US = 400,
 	FEW_PAGES = 32, /* a log this short is handled while the target stands still */
 };
 #define STEP_BYTES ((uint64_t)64 << 20)
 #define WAIT_NS 500000000u
 /* One more call costs about as much as walking this much of a page table. */
-#define MERGE_BYTES (64 * PAGE_BYTES)
+#define MERGE_BYTES (32 * PAGE_BYTES)
 
 int arm_log(struct capture *c, uint64_t start, uint64_t end)
 {
@@ -262,9 +264,15 @@ int arm_settle(struct capture *c, struct usnap_err *err)
 	int64_t left = INT64_MAX, before;
 	unsigned idle = 0;
 
-	/* Until the log is short, or two passes in a row have not made it shorter. */
+	/*
+	 * Until the log is short, or two passes in a row have not made it shorter. Threads that
+	 * write all over their memory fill it as fast as a pass empties it: then each of their
+	 * faults is made to wait a little, which leaves them as many faults in a pass as fit.
+	 */
 	for (unsigned pass = 0; pass < MAX_PASSES && left > FEW_PAGES && idle < 2; pass++) {
 		before = left;
+		if (pass >= FREE_PASSES)
+			c->throttle_us = THROTTLE_US;
 		left = protect_log(c);
 		if (left < 0)
 			return usnap_fail_errno(err, (int)left,

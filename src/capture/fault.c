@@ -461,6 +461,8 @@ static void *fault_thread(void *arg)
 			(void)!read(c->wake_fd, &junk, sizeof(junk));
 		if (fds[2].revents)
 			(void)!read(pool_event_fd(c->pool), &junk, sizeof(junk));
+		if (c->throttle_us && c->phase == PHASE_ARM)
+			usleep(c->throttle_us);
 		pthread_mutex_lock(&c->fault_lock);
 		int r = fault_drain(c);
 		if (c->nr_deferred) {

@@ -410,6 +410,7 @@ static int freeze_once(struct capture *c, bool hold, struct copier *cp, bool las
 	int r = tracees_seize(&c->tracees, c->target, err);
 
 	thread_hurry(true);
+	c->throttle_us = 0;
 	start = now_ns();
 	if (r == 0)
 		r = tracees_stop(&c->tracees, c->target, true, start + STOP_NS, err);

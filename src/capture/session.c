@@ -240,6 +240,7 @@ static int begin_attempt(struct capture *c, struct usnap_err *err)
 {
 	pthread_mutex_lock(&c->fault_lock);
 	atomic_store(&c->phase, PHASE_ARM);
+	c->throttle_us = 0;
 	if (c->open_block) {
 		c->open_block->nr_pages = c->open_block->nr_runs = 0;
 		fault_flush(c);

@@ -71,6 +71,7 @@ struct capture {
 	int wake_fd; /* eventfd: makes the fault thread look around */
 	_Atomic bool fault_quit;
 	_Atomic int phase;
+	_Atomic unsigned throttle_us; /* how long faults wait while arming; see arm_settle() */
 
 	pthread_mutex_t fault_lock;
 	struct ranges log; /* resolved while arming: to be protected again */
