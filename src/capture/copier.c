@@ -11,6 +11,8 @@ int copier_flush(struct capture *c, struct copier *cp)
 
 	if (!b)
 		return 0;
+	if (pool_error(c->pool))
+		return pool_error(c->pool);
 	int r = memory_read_all(c, cp->pieces, cp->nr_pieces, b->data, b->nr_pages * PAGE_BYTES);
 	if (r < 0)
 		return r;

@@ -366,6 +366,9 @@ static int take_memory(struct capture *c, bool hold, struct copier *cp, bool las
 		r = begin_preserve(c);
 	if (r < 0)
 		usnap_fail_errno(err, r, "cannot take the memory of process %d", c->target->pid);
+	if (r == -EACCES)
+		usnap_hint(err, "what its shared memory holds can be seen as root, or with "
+				"CAP_CHECKPOINT_RESTORE");
 	c->stats.bytes_populated = c->frozen_extra_bytes;
 out:
 	/* Armed again, the log says what is not protected: it must not get lost. */
@@ -375,6 +378,8 @@ out:
 			r = ranges_add(&c->log, log.r[i].start, log.r[i].end);
 		for (size_t i = 0; i < discards.n && r == 0; i++)
 			r = ranges_add(&c->discards, discards.r[i].start, discards.r[i].end);
+		if (r < 0)
+			usnap_fail_errno(err, r, "cannot keep track of pages");
 		pthread_mutex_unlock(&c->fault_lock);
 	}
 	ranges_free(&log);
@@ -452,6 +457,12 @@ static int freeze_once(struct capture *c, bool hold, struct copier *cp, bool las
 	state = now_ns();
 	if (r == 0)
 		r = take_memory(c, hold, cp, last_try, ret_again, err);
+	/* Not every thread's fault, as -EAGAIN says elsewhere: somebody who shares the memory without
+	 * being part of the process has raised an event. What was copied counts for nothing now. */
+	if (r == -EAGAIN) {
+		capture_tear(c, "memory was discarded while every thread stood still");
+		r = err->code = -EBUSY;
+	}
 	uint64_t memory = now_ns();
 	if (r < 0 || *ret_again || !hold)
 		tracees_release(&c->tracees, c->target);

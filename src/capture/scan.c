@@ -97,6 +97,9 @@ int scan_open_object(const struct capture *c, const struct vma *v)
 	return openat(c->target->procfd, path, O_RDONLY | O_CLOEXEC);
 }
 
+/* Shared memory taken whole where its object cannot be opened. */
+#define UNSEEN_BYTES ((uint64_t)16 << 20)
+
 int scan_shared(struct capture *c, const struct vma *v, scan_fn *fn, void *arg)
 {
 	/* A page may be in the object and not in these page tables. */
@@ -104,8 +107,11 @@ int scan_shared(struct capture *c, const struct vma *v, scan_fn *fn, void *arg)
 	uint64_t end = v->offset + (v->end - v->start);
 	cleanup_fd int fd = scan_open_object(c, v);
 
+	/* Reading what is a hole would fill it: without the right to ask, only little of that. */
+	if (fd < 0 && v->end - v->start > UNSEEN_BYTES)
+		return -EACCES;
 	if (fd < 0)
-		return fn(arg, v->start, v->end, 0); /* all of it may be there */
+		return fn(arg, v->start, v->end, 0);
 	while (offset < end) {
 		off_t data = lseek(fd, (off_t)offset, SEEK_DATA);
 		if (data < 0 || (uint64_t)data >= end)

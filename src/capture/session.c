@@ -28,6 +28,8 @@
 /* A single copy that takes longer than this waits for something that will not come. */
 #define STUCK_NS 400000000u
 #define TICK_NS 20000000u
+/* Attempts while the threads are held, each of which stops them for the copy. */
+#define MAX_HELD 3
 
 void capture_tear(struct capture *c, const char *fmt, ...)
 {
@@ -172,7 +174,7 @@ bool capture_memory_gone(const struct capture *c)
 {
 	/* Any address that could be mapped will do: what answers ESRCH is the memory as a whole. */
 	if (c->uffd >= 0)
-		return uffd_unprotect(c->uffd, MIB(1), PAGE_BYTES) == -ESRCH;
+		return uffd_copy(c->uffd, MIB(1), c->nowhere, PAGE_BYTES) == -ESRCH;
 	return !target_alive(c->target);
 }
 
@@ -325,9 +327,9 @@ static int hold(struct capture *c, struct usnap_err *err)
 					 c->target->pid);
 	}
 	if (r < 0)
-		capture_fail(c, r, "%s", err->text);
+		capture_fail(c, r, "%s", err && err->code ? err->text : "cannot write the image");
 	end_preserve(c);
-	if (r < 0 || !c->options.kill)
+	if (r < 0 || c->torn || !c->options.kill)
 		tracees_release(&c->tracees, c->target);
 	c->stats.preserve_ns = now_ns() - start;
 	if (!c->options.kill)
@@ -347,6 +349,13 @@ static int attempt(struct capture *c, bool held, struct usnap_err *err)
 	if (c->uffd >= 0) {
 		r = arm(c, err);
 		c->stats.arm_ns = now_ns() - start;
+	}
+	if (c->uffd < 0) {
+		maps_free(&c->maps);
+		r = maps_read_flags(c->target->procfd, &c->maps);
+		if (r < 0)
+			return usnap_fail_errno(err, r, "cannot read the mappings of process %d",
+						c->target->pid);
 	}
 	/* As late as can be: what has changed since costs time in the freeze. */
 	pstate_free(c->pstate);
@@ -410,12 +419,13 @@ static void detach(struct capture *c)
 
 static int attempts(struct capture *c, struct usnap_err *err)
 {
-	for (;;) {
+	for (unsigned nr_held = 0;;) {
 		struct usnap_err why = {0};
 		bool held = c->options.kill || c->stats.torn >= c->options.max_torn;
 		int r = attempt(c, held, &why);
 
 		if (r < 0 && !capture_stopping(c)) {
+			usnap_fail_errno(&why, r, "cannot snapshot process %d", c->target->pid);
 			if (err && !err->code)
 				*err = why;
 			return r;
@@ -435,6 +445,10 @@ static int attempts(struct capture *c, struct usnap_err *err)
 		if (!c->torn)
 			return 0;
 		c->stats.torn++;
+		if (held && ++nr_held >= MAX_HELD)
+			return usnap_fail(err, -EAGAIN,
+					  "cannot take a consistent snapshot of process %d: %s",
+					  c->target->pid, c->stats.torn_reason);
 		if (c->stats.torn >= c->options.max_torn && !c->options.hold) {
 			usnap_fail(err, -EAGAIN,
 				   "cannot take a consistent snapshot of process %d: %s",

@@ -40,6 +40,9 @@
 #ifndef PTRACE_GET_RSEQ_CONFIGURATION
 #define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
 #endif
+#ifndef PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG /* Linux 6.4 */
+#define PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG 0x4211
+#endif
 #ifndef PTRACE_O_SUSPEND_SECCOMP
 #define PTRACE_O_SUSPEND_SECCOMP (1 << 21)
 #endif
@@ -225,6 +228,11 @@ int remote_find_gadgets(struct remote_gadgets *ret, const struct target *t, cons
 	int r = io_read_file_at(t->procfd, "status", 65536, &status, NULL);
 	if (r < 0)
 		return usnap_fail(err, -ESRCH, "cannot snapshot process %d: it has ended", t->pid);
+	const char *features = strstr(status, "\nx86_Thread_features:");
+	if (features && memmem(features, strcspn(features + 1, "\n") + 1, "shstk", 5))
+		return usnap_fail(err, -EOPNOTSUPP,
+				  "cannot make system calls in process %d: it has a shadow stack",
+				  t->pid);
 	uint64_t caught = status_field(status, "\nSigCgt:", 16);
 	g.seccomp = status_field(status, "\nSeccomp:", 10) == 2;
 	g.stop_signal = candidates[0];
@@ -276,6 +284,8 @@ static int ids_inside(const struct target *t, pid_t tid, const struct remote_gad
 
 /* ---- the chain ------------------------------------------------------------------------------ */
 
+#define XTILE (1ull << 17 | 1ull << 18) /* AMX: configuration and data of tiles */
+
 struct chain {
 	struct tracee *t;
 	const struct target *target;
@@ -287,6 +297,13 @@ struct chain {
 	bool stepped; /* call by call */
 	bool by_returns; /* chained by returns */
 	bool running; /* has been let go */
+	bool begun; /* its registers and stack are the chain's */
+	bool tiles; /* AMX: xstate is kept whole */
+	unsigned char *xstate;
+	size_t xstate_full;
+	/* Chains of the same run, begun before this one. */
+	const struct chain *others;
+	size_t nr_others;
 	uint64_t own_mask; /* the thread's signal mask */
 	uint64_t xstate_addr, data_addr, frames_addr;
 	uint64_t xstate_len; /* with its trailing magic */
@@ -350,6 +367,20 @@ static int load_xstate(struct chain *c, unsigned char *buf, size_t room)
 	/* ptrace leaves the enabled features (XCR0) in the first software word. */
 	uint64_t features;
 	memcpy(&features, buf + FX_SW_BYTES, sizeof(features));
+	/* AMX shows as enabled for the machine; a thread has room for tiles only once it asked for
+	 * it, and a frame that has more is not restored as a whole. */
+	uint64_t in_use;
+	memcpy(&in_use, buf + 512, sizeof(in_use));
+	c->tiles = features & XTILE;
+	if (c->tiles) {
+		c->xstate_full = iov.iov_len;
+		c->xstate = malloc(iov.iov_len);
+		if (!c->xstate)
+			return -ENOMEM;
+		memcpy(c->xstate, buf, iov.iov_len);
+		if (!(in_use & XTILE))
+			features &= ~XTILE;
+	}
 	uint32_t size = xstate_size(features);
 	if (size > iov.iov_len)
 		return -EOPNOTSUPP;
@@ -416,7 +447,7 @@ static void frame_to_regs(const struct chain *c, const struct frame *f,
 	ret->r10 = m->r10;
 	ret->r8 = m->r8;
 	ret->r9 = m->r9;
-	ret->eflags &= ~0x400ul; /* DF, as the ABI wants it at a call */
+	ret->eflags &= ~0x500ul; /* DF, as the ABI wants it at a call, and TF */
 }
 
 /* The thread's own context, for the case that no tracer gives it back: an
@@ -577,6 +608,7 @@ static void chain_free(struct chain *c)
 {
 	free(c->saved);
 	free(c->image);
+	free(c->xstate);
 }
 
 /* Finds the room for xstate, data and links bytes of chain, and keeps what is there. */
@@ -589,6 +621,12 @@ static int chain_place(struct chain *c, const struct remote_batch *b, size_t dat
 	c->frames_addr = ALIGN_DOWN(c->data_addr - links, 16u);
 	if (c->end > c->t->regs.rsp || c->frames_addr > c->end)
 		return -ENOSPC;
+	/* Small stacks may lie side by side: what one chain has borrowed is not there to be kept by
+	 * another. */
+	for (size_t i = 0; i < c->nr_others; i++)
+		if (c->others[i].begun && c->others[i].frames_addr < c->end &&
+		    c->frames_addr < c->others[i].end)
+			return -EINPROGRESS;
 	size_t len = c->end - c->frames_addr;
 	c->saved = malloc(len);
 	c->image = malloc(len);
@@ -604,9 +642,11 @@ static int chain_place(struct chain *c, const struct remote_batch *b, size_t dat
 
 static int chain_store(const struct chain *c)
 {
-	return vm_write(c->target->pid, c->frames_addr, c->image, c->end - c->frames_addr) < 0
-		       ? -ENOSPC
-		       : 0;
+	int r = vm_write(c->target->pid, c->frames_addr, c->image, c->end - c->frames_addr);
+
+	if (r < 0) /* a part may have been */
+		vm_write(c->target->pid, c->frames_addr, c->saved, c->end - c->frames_addr);
+	return r < 0 ? -ENOSPC : 0;
 }
 
 static int build_frames(struct chain *c, const struct remote_batch *b, pid_t tgid, pid_t tid,
@@ -730,6 +770,8 @@ static int other_signal(struct chain *c, const siginfo_t *info)
 	if (!c->t->sig) {
 		c->t->sig = info->si_signo;
 		c->t->siginfo = *info;
+	} else if (c->t->sig != info->si_signo) {
+		c->t->more |= 1ull << (info->si_signo - 1);
 	}
 	return 0;
 }
@@ -768,13 +810,17 @@ static int chain_wait(struct chain *c, int (*on_event)(struct chain *, void *), 
 			if (info.si_code != SI_TKILL && !c->t->sig) {
 				c->t->sig = c->sig;
 				c->t->siginfo = info;
+			} else if (info.si_code != SI_TKILL) {
+				c->t->more |= 1ull << (c->sig - 1);
 			}
 			c->t->in_signal_stop = true;
 			return 0;
 		}
 		int r = other_signal(c, &info);
-		if (r < 0)
+		if (r < 0) {
+			c->t->in_signal_stop = true;
 			return r;
+		}
 	}
 }
 
@@ -786,6 +832,11 @@ static int chain_finish(struct chain *c, struct remote_batch *b)
 
 	if (b && b->data_len)
 		r = vm_read(c->target->pid, c->data_addr, b->data, b->data_len);
+	/* Tiles may have kept a frame from restoring the rest: give it back whole. */
+	if (c->tiles) {
+		struct iovec iov = {c->xstate, c->xstate_full};
+		ptrace(PTRACE_SETREGSET, c->t->tid, (void *)NT_X86_XSTATE, &iov);
+	}
 	/* The stack last: until the registers are back they point into it, should we die here. */
 	struct user_regs_struct regs = c->t->regs;
 	if (ptrace(PTRACE_SETSIGMASK, c->t->tid, (void *)sizeof(c->own_mask), &c->own_mask) < 0 ||
@@ -807,6 +858,7 @@ static int chain_begin(struct chain *c, struct remote_batch *b)
 	if (r < 0)
 		return r;
 	mask = chain_mask(c, false);
+	c->begun = true;
 	/* In this order: whatever is done when we die, the thread is either as it was or on a way
 	 * that gives its mask back. */
 	if (ptrace(PTRACE_SETREGS, c->t->tid, NULL, &regs) < 0 ||
@@ -997,6 +1049,18 @@ static bool filter_in_the_way(const struct remote_gadgets *g, unsigned long opti
 	return g->seccomp && !(options & PTRACE_O_SUSPEND_SECCOMP);
 }
 
+/* Its system calls are dispatched to a handler of its own (as by Wine): ours would be, too. */
+static bool dispatches_calls(pid_t tid)
+{
+	struct {
+		uint64_t mode, selector, offset, len;
+	} config = {0};
+
+	return ptrace(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, (void *)sizeof(config),
+		      &config) == 0 &&
+	       config.mode;
+}
+
 int remote_run_all(struct remote_job *jobs, size_t n, const struct target *target,
 		   const struct remote_gadgets *g, struct remote_meanwhile meanwhile,
 		   struct usnap_err *err)
@@ -1015,6 +1079,10 @@ int remote_run_all(struct remote_job *jobs, size_t n, const struct target *targe
 
 		j->result = chain_init(c, j->t, target, g, &waits, remote_is_slow(j->t), false);
 		c->known = j->known;
+		c->others = chains;
+		c->nr_others = i;
+		if (j->result == 0 && dispatches_calls(j->t->tid))
+			j->result = -EPERM;
 		unsigned long options = c->stepped ? PTRACE_O_TRACESYSGOOD : 0;
 		if (j->result == 0 && (options || g->seccomp) &&
 		    filter_in_the_way(g, trace_options(g, j->t->tid, options)))
@@ -1036,14 +1104,22 @@ int remote_run_all(struct remote_job *jobs, size_t n, const struct target *targe
 		if (j->result == 0)
 			j->result = c->stepped ? chain_step(c, j->b, NULL, NULL)
 					       : chain_wait(c, NULL, NULL);
-		if (j->result == 0 || (j->result != -ESRCH && c->running))
-			j->result = chain_finish(c, j->b);
+		if (c->begun && j->result != -ESRCH) {
+			int f = chain_finish(c, j->result == 0 ? j->b : NULL);
+			if (j->result == 0 || f == -ESRCH)
+				j->result = f;
+		}
 		if (j->result == -ESRCH)
 			gone = usnap_fail(err, -ESRCH, "thread %d was killed", j->t->tid);
 		else if (c->stepped || g->seccomp)
 			ptrace(PTRACE_SETOPTIONS, j->t->tid, NULL, NULL);
 		chain_free(c);
 	}
+	/* Those that were in the way of others, one by one. */
+	for (size_t i = 0; i < n && gone == 0; i++)
+		if (jobs[i].result == -EINPROGRESS)
+			gone = remote_run_all(&jobs[i], 1, target, g, (struct remote_meanwhile){0},
+					      err);
 	return gone;
 }
 
@@ -1155,6 +1231,11 @@ int remote_with_helper(struct tracee *t, const struct target *target,
 	if (!b)
 		return usnap_fail_errno(err, -ENOMEM, "cannot start a helper");
 
+	if (dispatches_calls(t->tid)) {
+		usnap_fail(err, -EPERM,
+			   "cannot make system calls in thread %d: it dispatches its own", t->tid);
+		return usnap_hint(err, "programs under Wine or another emulator do that");
+	}
 	if (chain_init(&c, t, target, g, &waits, true, true) < 0)
 		return usnap_fail(err, -EBUSY, "thread %d has too many signals pending", t->tid);
 

@@ -289,12 +289,15 @@ static void detach(struct tracee *t, const struct target *target)
 	if (t->sig && t->in_signal_stop) {
 		ptrace(PTRACE_SETSIGINFO, t->tid, NULL, &t->siginfo);
 		ptrace(PTRACE_DETACH, t->tid, NULL, (void *)(long)t->sig);
-		return;
+	} else {
+		ptrace(PTRACE_DETACH, t->tid, NULL, NULL);
+		/* Taken on the way to a stop of another kind, where the kernel takes none back. */
+		if (t->sig)
+			t->more |= 1ull << (t->sig - 1);
 	}
-	ptrace(PTRACE_DETACH, t->tid, NULL, NULL);
-	/* Taken on the way to a stop of another kind, where the kernel takes none back. */
-	if (t->sig)
-		syscall(SYS_tgkill, target->pid, t->tid, t->sig);
+	for (int sig = 1; t->more; sig++, t->more >>= 1)
+		if (t->more & 1)
+			syscall(SYS_tgkill, target->pid, t->tid, sig);
 }
 
 size_t tracees_release(struct tracees *ts, const struct target *target)

@@ -23,6 +23,7 @@ struct tracee {
 	bool stopped;
 	int sig; /* signal taken from the kernel by the stop, delivered at release; 0: none */
 	siginfo_t siginfo; /* of sig */
+	uint64_t more; /* bit n: signal n + 1 was taken as well, and is sent again at release */
 	bool in_signal_stop; /* where sig can be handed to the kernel with the release */
 	int group_stop; /* the stop signal when the process is stopped (SIGSTOP...) */
 	struct user_regs_struct regs; /* as at the stop */
