@@ -20,7 +20,7 @@
 enum {
 	MAX_PASSES = 16,
 	FREE_PASSES = 2, /* before faults are made to wait */
-	THROTTLE_US = 400,
+	THROTTLE_US = 150,
 	FEW_PAGES = 32, /* a log this short is handled while the target stands still */
 };
 #define STEP_BYTES ((uint64_t)64 << 20)
