@@ -130,7 +130,7 @@ struct remote_helper {
 	uint64_t data; /* address in the target of data_len bytes of scratch */
 	size_t data_len;
 	uint64_t stack; /* its stack pointer: return address of every call */
-	struct waits *waits; /* remote.c */
+	struct waits *waits; /* remote_internal.h */
 	struct user_regs_struct regs;
 };
 
