@@ -176,31 +176,49 @@ int chain_begin(struct chain *c, struct remote_batch *b)
 	return 0;
 }
 
-/* Lets the thread run until the chain's last call stops it. on_event is told
- * of a clone event (the helper). */
+/* The report that a thread has stopped: -ESRCH when it has ended instead. */
+static int wait_stop(struct tracee *t, struct waits *w, int *ret_status)
+{
+	if (wait_tid(w, t->tid, ret_status) < 0)
+		return -ESRCH;
+	if (WIFSTOPPED(*ret_status))
+		return 0;
+	t->stopped = false;
+	return -ESRCH;
+}
+
+/* Lets the thread go on, by a request of ptrace, to its next stop that is no event: for a signal
+ * or a system call. */
+static int next_stop(struct chain *c, int request, chain_event_fn *on_event, void *arg,
+		     int *ret_status)
+{
+	for (;;) {
+		if (!c->running && ptrace(request, c->t->tid, NULL, NULL) < 0)
+			return -ESRCH;
+		c->running = false;
+		int r = wait_stop(c->t, c->waits, ret_status);
+		if (r < 0)
+			return r;
+		int event = *ret_status >> 16;
+		if (!event)
+			return 0;
+		/* The others are a group stop, or an interrupt that was still due. */
+		if ((event == PTRACE_EVENT_CLONE || event == PTRACE_EVENT_VFORK) && on_event) {
+			r = on_event(c, arg);
+			if (r < 0)
+				return r;
+		}
+	}
+}
+
+/* Lets the thread run until the chain's last call stops it. */
 int chain_wait(struct chain *c, chain_event_fn *on_event, void *arg)
 {
 	for (;;) {
-		int status;
+		int status, r = next_stop(c, PTRACE_CONT, on_event, arg, &status);
 
-		if (!c->running && ptrace(PTRACE_CONT, c->t->tid, NULL, NULL) < 0)
-			return -ESRCH;
-		c->running = false;
-		if (wait_tid(c->waits, c->t->tid, &status) < 0)
-			return -ESRCH;
-		if (!WIFSTOPPED(status)) {
-			c->t->stopped = false;
-			return -ESRCH;
-		}
-		int event = status >> 16;
-		if (event == PTRACE_EVENT_CLONE || event == PTRACE_EVENT_VFORK) {
-			int r = on_event ? on_event(c, arg) : 0;
-			if (r < 0)
-				return r;
-			continue;
-		}
-		if (event)
-			continue; /* a group stop, or an interrupt that was still due */
+		if (r < 0)
+			return r;
 		siginfo_t info;
 		if (ptrace(PTRACE_GETSIGINFO, c->t->tid, NULL, &info) < 0)
 			return -ESRCH;
@@ -216,7 +234,7 @@ int chain_wait(struct chain *c, chain_event_fn *on_event, void *arg)
 			c->t->in_signal_stop = true;
 			return 0;
 		}
-		int r = other_signal(c, &info);
+		r = other_signal(c, &info);
 		if (r < 0) {
 			c->t->in_signal_stop = true;
 			return r;
@@ -240,32 +258,21 @@ bool remote_is_slow(const struct tracee *t)
 static int step_call(struct chain *c, chain_event_fn *on_event, void *arg)
 {
 	for (bool inside = false;;) {
-		int status;
+		int status, r = next_stop(c, PTRACE_SYSCALL, on_event, arg, &status);
 
-		if (ptrace(PTRACE_SYSCALL, c->t->tid, NULL, NULL) < 0 ||
-		    wait_tid(c->waits, c->t->tid, &status) < 0)
-			return -ESRCH;
-		if (!WIFSTOPPED(status)) {
-			c->t->stopped = false;
-			return -ESRCH;
-		}
-		int event = status >> 16;
-		if (event == PTRACE_EVENT_CLONE || event == PTRACE_EVENT_VFORK) {
-			int r = on_event ? on_event(c, arg) : 0;
-			if (r < 0)
-				return r;
-		} else if (!event && WSTOPSIG(status) == (SIGTRAP | 0x80)) {
+		if (r < 0)
+			return r;
+		if (WSTOPSIG(status) == (SIGTRAP | 0x80)) {
 			if (inside)
 				return 0;
 			inside = true;
-		} else if (!event) {
-			siginfo_t info;
-			int r = ptrace(PTRACE_GETSIGINFO, c->t->tid, NULL, &info) < 0
-					? -ESRCH
-					: other_signal(c, &info);
-			if (r < 0)
-				return r;
+			continue;
 		}
+		siginfo_t info;
+		r = ptrace(PTRACE_GETSIGINFO, c->t->tid, NULL, &info) < 0 ? -ESRCH
+									  : other_signal(c, &info);
+		if (r < 0)
+			return r;
 	}
 }
 
@@ -277,12 +284,8 @@ static int stop_again(struct tracee *t, struct waits *w)
 	if (ptrace(PTRACE_INTERRUPT, t->tid, NULL, NULL) < 0)
 		return -ESRCH;
 	do {
-		if (ptrace(PTRACE_CONT, t->tid, NULL, NULL) < 0 || wait_tid(w, t->tid, &status) < 0)
+		if (ptrace(PTRACE_CONT, t->tid, NULL, NULL) < 0 || wait_stop(t, w, &status) < 0)
 			return -ESRCH;
-		if (!WIFSTOPPED(status)) {
-			t->stopped = false;
-			return -ESRCH;
-		}
 	} while (status >> 16 != PTRACE_EVENT_STOP);
 	t->in_signal_stop = false;
 	return 0;
