@@ -206,19 +206,25 @@ int arm_cover(struct capture *c, const struct maps *maps, bool frozen, struct us
 	return 0;
 }
 
+bool arm_segment(struct capture *c, uint64_t at, uint64_t end, struct segment *ret)
+{
+	if (at >= end)
+		return false;
+	pthread_mutex_lock(&c->map_lock);
+	const struct segment *s = segmap_first(&c->segments, at);
+	bool found = s && s->start < end;
+	if (found)
+		*ret = *s;
+	pthread_mutex_unlock(&c->map_lock);
+	return found;
+}
+
 /* Protects what segments cover of a range, in units of theirs. */
 static int protect_range(struct capture *c, uint64_t start, uint64_t end)
 {
-	for (uint64_t at = start; at < end;) {
-		struct segment s;
+	struct segment s;
 
-		pthread_mutex_lock(&c->map_lock);
-		const struct segment *found = segmap_first(&c->segments, at);
-		if (found)
-			s = *found;
-		pthread_mutex_unlock(&c->map_lock);
-		if (!found || s.start >= end)
-			break;
+	for (uint64_t at = start; arm_segment(c, at, end, &s); at = s.end) {
 		uint64_t from = ALIGN_DOWN(MAX(at, s.start), s.unit);
 		uint64_t to = MIN(ALIGN_UP(MIN(end, s.end), s.unit), s.end);
 		int r = protect(c, from, to - from);
@@ -230,7 +236,6 @@ static int protect_range(struct capture *c, uint64_t start, uint64_t end)
 		}
 		if (r < 0 && r != -ENOENT)
 			return r;
-		at = s.end;
 	}
 	return 0;
 }

@@ -36,21 +36,13 @@ static int for_each_part(struct capture *c, uint64_t start, uint64_t end,
 				   void *),
 			 void *arg)
 {
+	struct segment s;
 	int r = 0;
 
-	for (uint64_t at = start; at < end && r == 0;) {
-		struct segment s;
-
-		pthread_mutex_lock(&c->map_lock);
-		const struct segment *found = segmap_first(&c->segments, at);
-		if (found)
-			s = *found;
-		pthread_mutex_unlock(&c->map_lock);
-		if (!found || s.start >= end)
-			break;
+	for (uint64_t at = start; r == 0 && arm_segment(c, at, end, &s); at = s.end) {
 		uint64_t from = MAX(at, s.start), to = MIN(end, s.end);
+
 		r = fn(c, &s, s.key + (from - s.start), to - from, arg);
-		at = to;
 	}
 	return r;
 }

@@ -158,6 +158,8 @@ int arm_cover(struct capture *c, const struct maps *maps, bool frozen, struct us
 /* Bytes of maps that would have to be armed yet. */
 uint64_t arm_uncovered_bytes(struct capture *c, const struct maps *maps);
 int arm_log(struct capture *c, uint64_t start, uint64_t end);
+/* The first segment of those that cover parts of [at, end), as it is now; false: none does. */
+bool arm_segment(struct capture *c, uint64_t at, uint64_t end, struct segment *ret);
 int arm_protect_ranges(struct capture *c, const struct ranges *rs);
 
 /* freeze.c */
