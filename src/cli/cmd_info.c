@@ -12,7 +12,7 @@
 #include "common/util.h"
 
 struct info_options {
-	bool json, maps, threads, files;
+	int json, maps, threads, files; /* as getopt_long() sets them */
 };
 
 struct facts {
@@ -50,6 +50,15 @@ static void line(const char *label, const char *text)
 	if (!*text)
 		return;
 	printf("%-11s", label);
+	show_text(text);
+	putchar('\n');
+}
+
+/* The last column, which may be empty. */
+static void end_line(const char *text)
+{
+	if (*text)
+		putchar(' ');
 	show_text(text);
 	putchar('\n');
 }
@@ -227,10 +236,7 @@ static int print_maps(struct facts *f)
 		       g.prot & PROT_READ ? 'r' : '-', g.prot & PROT_WRITE ? 'w' : '-',
 		       g.prot & PROT_EXEC ? 'x' : '-', g.shared ? 's' : 'p', g.offset);
 		show_text(g.kind);
-		if (*g.path)
-			putchar(' ');
-		show_text(g.path);
-		putchar('\n');
+		end_line(g.path);
 	}
 	return EXIT_DONE;
 }
@@ -261,10 +267,7 @@ static int print_files(struct facts *f)
 	json_array_foreach (json_object_get(f->process, "files"), i, v) {
 		printf("%" JSON_INTEGER_FORMAT " ", json_integer_value(json_object_get(v, "fd")));
 		show_text(str(v, "type"));
-		if (*str(v, "path"))
-			putchar(' ');
-		show_text(str(v, "path"));
-		putchar('\n');
+		end_line(str(v, "path"));
 	}
 	return EXIT_DONE;
 }
@@ -301,36 +304,21 @@ static int show(struct facts *f, const struct info_options *o)
 
 static int run_info(int argc, char **argv)
 {
-	static const struct option options[] = {{"json", no_argument, NULL, 'j'},
-						{"maps", no_argument, NULL, 'm'},
-						{"threads", no_argument, NULL, 't'},
-						{"files", no_argument, NULL, 'f'},
-						{0}};
 	struct info_options o = {0};
+	const struct option options[] = {{"json", no_argument, &o.json, true},
+					 {"maps", no_argument, &o.maps, true},
+					 {"threads", no_argument, &o.threads, true},
+					 {"files", no_argument, &o.files, true},
+					 {0}};
 	struct facts f = {0};
 	int r;
 
 	opterr = 0;
-	for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
-		switch (c) {
-		case 'j':
-			o.json = true;
-			break;
-		case 'm':
-			o.maps = true;
-			break;
-		case 't':
-			o.threads = true;
-			break;
-		case 'f':
-			o.files = true;
-			break;
-		default:
+	while ((r = getopt_long(argc, argv, "", options, NULL)) != -1)
+		if (r)
 			return cli_usage_error(&cmd_info,
 					       "cannot show an image: unknown option '%s'",
 					       argv[optind - 1]);
-		}
-	}
 	if (argc - optind != 1)
 		return cli_usage_error(&cmd_info, "cannot show an image: %s",
 				       argc == optind ? "no file given"
