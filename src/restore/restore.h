@@ -1,0 +1,81 @@
+/*
+ * An image turned into the running process that it shows.
+ *
+ * restore_plan() reads the image and says what would be done and what cannot
+ * be, without making anything; restore_build() makes the process and lets it
+ * run. Whatever fails before the process runs leaves nothing behind: no
+ * process, no mount, no file.
+ *
+ * All functions belong to one thread, the only one of the calling process
+ * when restore_build() is called: it clones.
+ *
+ * 0 or a negative errno with text in err.
+ */
+#ifndef USNAP_RESTORE_RESTORE_H
+#define USNAP_RESTORE_RESTORE_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "common/err.h"
+
+enum restore_pids {
+	RESTORE_PIDS_AUTO, /* its own numbers when they are free, else as the next */
+	RESTORE_PIDS_NAMESPACE, /* its own numbers in a PID namespace of its own */
+	RESTORE_PIDS_SAME, /* its own numbers here, or not at all */
+};
+
+/* Descriptor fd is path, opened anew, or what the restorer has at fd. */
+struct restore_fd {
+	int fd;
+	const char *path; /* NULL: the restorer's own */
+};
+
+struct restore_options {
+	const char *image; /* path; "-": standard input */
+	enum restore_pids pids;
+	bool detach; /* no terminal, no exit status: the process is nobody's child */
+	bool stopped; /* as after SIGSTOP */
+	bool allow_changed_files;
+	const struct restore_fd *fds;
+	size_t nr_fds;
+	const char *const *ignore; /* kinds of problems that are to be no obstacle */
+	size_t nr_ignore;
+	unsigned nr_threads; /* that decompress; 0: one per CPU */
+	void *ctx;
+	/* Bytes of memory filled so far; from one thread, some ten times a second. May be NULL. */
+	void (*progress)(void *ctx, uint64_t done, uint64_t total);
+};
+
+enum restore_severity {
+	RESTORE_NOTE, /* comes back changed, as said */
+	RESTORE_REFUSE, /* an obstacle unless its kind is ignored */
+	RESTORE_FATAL, /* an obstacle that cannot be ignored */
+};
+
+struct restore_problem {
+	char *kind, *detail; /* kind: as in limits_of_restore[] of process.json */
+	enum restore_severity severity;
+	bool ignored;
+};
+
+struct restore;
+
+/* options must live as long as the restore. */
+int restore_plan(struct restore **ret, const struct restore_options *options,
+		 struct usnap_err *err);
+void restore_free(struct restore *r);
+
+const struct restore_problem *restore_problems(const struct restore *r, size_t *ret_n);
+
+/* What would be made, for people (--dry-run) and for scripts. */
+json_t *restore_describe(const struct restore *r);
+
+/* Makes the process and lets it go. ret_pid: as the caller sees it; it is the
+ * caller's child unless detached. */
+int restore_build(struct restore *r, pid_t *ret_pid, struct usnap_err *err);
+
+#endif

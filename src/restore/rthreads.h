@@ -1,0 +1,27 @@
+/*
+ * The threads of the process: threads[] of process.json and threads/TID.notes.
+ */
+#ifndef USNAP_RESTORE_RTHREADS_H
+#define USNAP_RESTORE_RTHREADS_H
+
+#include "restore/restore_internal.h"
+
+int rthreads_plan(struct restore *r, struct usnap_err *err);
+void rthreads_free(struct rthreads *t);
+
+/* Makes all threads but the main one, under their TIDs; they wait in the stub. */
+int rthreads_create(struct restore *r, struct usnap_err *err);
+
+/* What belongs to each thread and is made by system calls of its own: name, alternate stack, robust
+ * list, rseq, tid address, scheduling, credentials, pending signals ... */
+int rthreads_restore(struct restore *r, struct usnap_err *err);
+
+/* Seizes all threads, takes the stub away, sets registers and masks. The process is complete and
+ * stands still. */
+int rthreads_finish(struct restore *r, struct usnap_err *err);
+/* Lets it run (or leaves it as after SIGSTOP). Cannot fail in a way that could be undone. */
+void rthreads_release(struct restore *r);
+
+void rthreads_describe(const struct restore *r, json_t *o);
+
+#endif
