@@ -532,7 +532,7 @@ int capture_run(struct capture **ret, struct target *target, struct image_writer
 	}
 	if (r == 0) {
 		cleanup_free char *stats = capture_stats_json(c);
-		r = stats ? image_writer_commit(writer, NULL, 0, stats, strlen(stats), err)
+		r = stats ? image_writer_commit(writer, stats, strlen(stats), err)
 			  : usnap_fail_errno(err, -ENOMEM, "cannot write the statistics");
 	}
 	if (r < 0) {

@@ -17,7 +17,7 @@
 
 /* Pages that follow each other in memory and in their frame. */
 struct page_run {
-	uint64_t key; /* of the first page: its address, or see struct image_alias */
+	uint64_t addr; /* of the first page */
 	uint32_t frame;
 	uint16_t slot; /* of the first page in the frame */
 	uint16_t nr_pages;
@@ -45,16 +45,9 @@ struct growing {
 int growing_reserve(struct growing *g, size_t extra);
 void growing_free(struct growing *g);
 
-struct page_span {
-	uint64_t addr, key, len; /* pages stored under key appear at addr */
-};
-
 struct pageindex {
 	uint32_t page_size;
 	struct growing runs, frames, hashes;
-	struct page_span *spans; /* ascending by addr; of pageindex_finish() */
-	size_t nr_spans;
-	uint64_t nr_records; /* pages of the index, aliases counted each time */
 };
 
 void pageindex_init(struct pageindex *pi, uint32_t page_size);
@@ -66,10 +59,8 @@ void pageindex_clear(struct pageindex *pi);
 int pageindex_add(struct pageindex *pi, const struct page_frame *frame,
 		  const struct image_run *runs, size_t nr_runs, const struct page_hash *hashes);
 
-/* Sorts, applies the aliases and counts. -EINVAL when an address would be
- * in the index twice. */
-int pageindex_finish(struct pageindex *pi, const struct image_alias *aliases, size_t nr_aliases,
-		     struct usnap_err *err);
+/* Sorts. -EINVAL when an address would be in the index twice. */
+int pageindex_finish(struct pageindex *pi, struct usnap_err *err);
 
 /* Bytes that pageindex_emit() will produce. */
 uint64_t pageindex_bytes(const struct pageindex *pi);
@@ -84,6 +75,11 @@ int pageindex_emit(const struct pageindex *pi, const unsigned char *id,
 static inline uint64_t pageindex_nr_frames(const struct pageindex *pi)
 {
 	return pi->frames.used / sizeof(struct page_frame);
+}
+
+static inline uint64_t pageindex_nr_pages(const struct pageindex *pi)
+{
+	return pi->hashes.used / sizeof(struct page_hash);
 }
 
 #endif

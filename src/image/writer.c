@@ -415,8 +415,7 @@ void image_writer_get_stats(struct image_writer *w, struct image_writer_stats *r
 	ret->file_bytes = w->tar.sink.total_bytes;
 }
 
-int image_writer_commit(struct image_writer *w, const struct image_alias *aliases,
-			size_t nr_aliases, const char *stats_json, size_t stats_len,
+int image_writer_commit(struct image_writer *w, const char *stats_json, size_t stats_len,
 			struct usnap_err *err)
 {
 	struct usnap_err failure = {0};
@@ -428,7 +427,7 @@ int image_writer_commit(struct image_writer *w, const struct image_alias *aliase
 		return usnap_fail(err, -EINVAL, "cannot commit the image: it has no '%s'",
 				  FORMAT_SNAPSHOT);
 	/* The encoders are done: index and base are ours alone from here on. */
-	r = pageindex_finish(&w->index, aliases, nr_aliases, err);
+	r = pageindex_finish(&w->index, err);
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&w->io_lock);

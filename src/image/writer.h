@@ -29,14 +29,6 @@ struct image_run {
 	uint32_t nr_pages; /* at least 1 */
 };
 
-/* Pages captured under [key, key + len) are recorded in the index at
- * [addr, addr + len) as well or instead: shared memory is captured once,
- * under a key of its own, and mapped at several addresses. Keys that no
- * alias covers are addresses themselves. */
-struct image_alias {
-	uint64_t key, addr, len;
-};
-
 struct image_writer_options {
 	int fd; /* borrowed; regular file, pipe or socket */
 	uint32_t page_size; /* bytes */
@@ -46,7 +38,7 @@ struct image_writer_options {
 };
 
 struct image_writer_stats {
-	uint64_t nr_pages_stored; /* in the index (without aliases) */
+	uint64_t nr_pages_stored; /* in the index */
 	uint64_t nr_pages_zero; /* given, found all zero, not stored */
 	uint64_t raw_bytes, compressed_bytes; /* of the frames of this attempt */
 	uint64_t file_bytes; /* all that was written to fd so far */
@@ -80,11 +72,9 @@ int image_encode(struct image_encoder *e, const struct image_run *runs, size_t n
 int image_writer_flush(struct image_writer *w, struct usnap_err *err);
 void image_writer_get_stats(struct image_writer *w, struct image_writer_stats *ret);
 
-/* Writes index.zst (aliases applied), stats.json and commit.json and ends
- * the archive. Making the file durable and naming it is the caller's
- * (image/output.h). */
-int image_writer_commit(struct image_writer *w, const struct image_alias *aliases,
-			size_t nr_aliases, const char *stats_json, size_t stats_len,
+/* Writes index.zst, stats.json and commit.json and ends the archive. Making
+ * the file durable and naming it is the caller's (image/output.h). */
+int image_writer_commit(struct image_writer *w, const char *stats_json, size_t stats_len,
 			struct usnap_err *err);
 
 /* Gives up: what waits for a slow output returns -ECANCELED, now and ever

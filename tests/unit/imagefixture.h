@@ -24,7 +24,6 @@ enum {
 #define HEAP 0x10000000ull
 #define SHARED_A 0x20000000ull
 #define SHARED_B 0x30000000ull
-#define SHARED_KEY 0xff00000000000000ull
 #define FILE_MAP 0x40000000ull
 #define DEVICE_MAP 0x50000000ull
 
@@ -67,16 +66,19 @@ static const char fixture_process[] =
 /* namesz, descsz, type, "CORE\0" padded, 4 bytes of descriptor */
 static const char fixture_notes[] = "\5\0\0\0\4\0\0\0\1\0\0\0CORE\0\0\0\0abcd";
 
-/* The bytes of the page under key: compressible, different everywhere. */
-static inline void fixture_page(uint64_t key, unsigned char *p)
+/* The bytes of the page at addr: compressible, different everywhere but in the two mappings of
+ * the shared object. */
+static inline void fixture_page(uint64_t addr, unsigned char *p)
 {
-	uint64_t x = key * 0x9E3779B97F4A7C15ull + 1;
+	if (addr - SHARED_B < SHARED_PAGES * PAGE)
+		addr -= SHARED_B - SHARED_A;
+	uint64_t x = addr * 0x9E3779B97F4A7C15ull + 1;
 
 	for (size_t i = 0; i < PAGE; i++) {
 		x ^= x << 13;
 		x ^= x >> 7;
 		x ^= x << 17;
-		p[i] = i % 16 ? (unsigned char)(key >> 12) : (unsigned char)x;
+		p[i] = i % 16 ? (unsigned char)(addr >> 12) : (unsigned char)x;
 	}
 }
 
@@ -102,9 +104,9 @@ static inline int fixture_members(struct image_writer *w, struct usnap_err *err)
 	return r;
 }
 
-/* Encodes nr pages from key on, frame by frame; every zero_every-th page is
+/* Encodes nr pages from addr on, frame by frame; every zero_every-th page is
  * zero (0: none). */
-static inline int fixture_encode(struct image_writer *w, uint64_t key, unsigned nr,
+static inline int fixture_encode(struct image_writer *w, uint64_t addr, unsigned nr,
 				 unsigned zero_every)
 {
 	static __thread unsigned char buf[FRAME_PAGES * PAGE];
@@ -112,7 +114,7 @@ static inline int fixture_encode(struct image_writer *w, uint64_t key, unsigned 
 	int r = image_encoder_new(&e, w);
 
 	for (unsigned at = 0; at < nr && r == 0; at += FRAME_PAGES) {
-		struct image_run run = {.addr = key + (uint64_t)at * PAGE,
+		struct image_run run = {.addr = addr + (uint64_t)at * PAGE,
 					.nr_pages = nr - at < FRAME_PAGES ? nr - at : FRAME_PAGES};
 
 		for (unsigned i = 0; i < run.nr_pages; i++) {
@@ -126,11 +128,6 @@ static inline int fixture_encode(struct image_writer *w, uint64_t key, unsigned 
 	return r;
 }
 
-static const struct image_alias fixture_aliases[] = {
-	{.key = SHARED_KEY, .addr = SHARED_A, .len = SHARED_PAGES * PAGE},
-	{.key = SHARED_KEY, .addr = SHARED_B, .len = SHARED_PAGES * PAGE},
-};
-
 /* Everything but the pages of the heap from heap_pages on. */
 static inline int fixture_write(struct image_writer *w, unsigned heap_pages, struct usnap_err *err)
 {
@@ -141,11 +138,13 @@ static inline int fixture_write(struct image_writer *w, unsigned heap_pages, str
 	if (r == 0)
 		r = fixture_encode(w, HEAP, heap_pages, 5);
 	if (r == 0)
-		r = fixture_encode(w, SHARED_KEY, SHARED_PAGES, 0);
+		r = fixture_encode(w, SHARED_A, SHARED_PAGES, 0);
+	if (r == 0)
+		r = fixture_encode(w, SHARED_B, SHARED_PAGES, 0);
 	if (r == 0)
 		r = fixture_encode(w, FILE_MAP, 1, 0);
 	if (r == 0)
-		r = image_writer_commit(w, fixture_aliases, 2, "{\"pause_ns\":412000}", 19, err);
+		r = image_writer_commit(w, "{\"pause_ns\":412000}", 19, err);
 	return r;
 }
 

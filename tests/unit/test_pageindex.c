@@ -45,14 +45,14 @@ static void add(struct pageindex *pi, uint64_t key, uint32_t nr)
 	cr_assert_eq(pageindex_add(pi, &f, &run, 1, h), 0);
 }
 
-static struct collected emit(struct pageindex *pi, const struct image_alias *a, size_t nr)
+static struct collected emit(struct pageindex *pi)
 {
 	const uint64_t base[2] = {0, 1000};
 	const unsigned char id[16] = {1};
 	struct usnap_err err = {0};
 	struct collected c = {0};
 
-	cr_assert_eq(pageindex_finish(pi, a, nr, &err), 0, "%s", err.text);
+	cr_assert_eq(pageindex_finish(pi, &err), 0, "%s", err.text);
 	cr_assert_eq(pageindex_emit(pi, id, base, collect, &c), 0);
 	cr_assert_eq(c.len, pageindex_bytes(pi));
 	return c;
@@ -83,7 +83,7 @@ Test(pageindex, sorts_what_came_in_any_order)
 		add(&pi, key, n);
 		nr += n;
 	}
-	c = emit(&pi, NULL, 0);
+	c = emit(&pi);
 	cr_assert_eq(le_get64(c.p + 32), nr);
 	for (uint64_t i = 0; i < nr; i++) {
 		const unsigned char *r = page_record(&c, i), *f;
@@ -99,43 +99,13 @@ Test(pageindex, sorts_what_came_in_any_order)
 	pageindex_clear(&pi);
 }
 
-Test(pageindex, cuts_runs_at_the_ends_of_aliases)
-{
-	/* Key pages 0..7; the first alias shows 2..4, the second 4..5. */
-	const uint64_t key = 0xff00000000000000ull;
-	const struct image_alias a[] = {{.key = key + 2 * PAGE, .addr = 0x50000, .len = 3 * PAGE},
-					{.key = key + 4 * PAGE, .addr = 0x10000, .len = 2 * PAGE}};
-	const struct {
-		uint64_t addr;
-		unsigned page;
-	} want[] = {{0x10000, 4}, {0x11000, 5}, {0x20000, 0x20},
-		    {0x50000, 2}, {0x51000, 3}, {0x52000, 4}};
-	struct pageindex pi;
-	struct collected c;
-
-	pageindex_init(&pi, PAGE);
-	add(&pi, key, 8);
-	add(&pi, 0x20000, 1);
-	c = emit(&pi, a, 2);
-	/* Pages 0, 1, 6 and 7 are under no alias: they stand for themselves. */
-	cr_assert_eq(le_get64(c.p + 32), 6 + 4);
-	for (uint64_t i = 0; i < 6; i++) {
-		cr_assert_eq(le_get64(page_record(&c, i)), want[i].addr);
-		cr_assert_eq(page_record(&c, i)[16], want[i].page);
-	}
-	cr_assert_eq(le_get64(page_record(&c, 6)), key);
-	cr_assert_eq(le_get64(page_record(&c, 9)), key + 7 * PAGE);
-	free(c.p);
-	pageindex_clear(&pi);
-}
-
 Test(pageindex, is_complete_without_pages)
 {
 	struct pageindex pi;
 	struct collected c;
 
 	pageindex_init(&pi, PAGE);
-	c = emit(&pi, NULL, 0);
+	c = emit(&pi);
 	cr_assert_eq(c.len, 96);
 	free(c.p);
 	pageindex_clear(&pi);
