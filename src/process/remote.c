@@ -102,7 +102,9 @@ int remote_run_all(struct remote_job *jobs, size_t n, const struct target *targe
 				j->result = f;
 		}
 		if (j->result == -ESRCH)
-			gone = usnap_fail(err, -ESRCH, "thread %d was killed", j->t->tid);
+			gone = usnap_fail(err, -ESRCH,
+					  "cannot snapshot process %d: its thread %d was killed",
+					  target->pid, j->t->tid);
 		else if (c->stepped || g->seccomp)
 			ptrace(PTRACE_SETOPTIONS, j->t->tid, NULL, NULL);
 		chain_free(c);

@@ -76,7 +76,9 @@ static int helper_started(struct chain *c, void *arg)
 	s->h.tid = (pid_t)tid;
 	if (wait_tid(c->waits, s->h.tid, &status) < 0 || !WIFSTOPPED(status) ||
 	    ptrace(PTRACE_GETREGS, s->h.tid, NULL, &s->h.regs) < 0) {
-		s->result = usnap_fail(s->err, -ESRCH, "the helper thread was killed");
+		s->result = usnap_fail(s->err, -ESRCH,
+				       "cannot snapshot process %d: its helper thread was killed",
+				       c->target->pid);
 		return 0;
 	}
 	s->h.data = c->data_addr + s->data_offset;
@@ -107,13 +109,18 @@ static bool have_pidfd_thread(void)
 	return fd >= 0;
 }
 
-static int fail_remote(struct usnap_err *err, int r, const struct tracee *t)
+static int fail_remote(struct usnap_err *err, int r, const struct target *target,
+		       const struct tracee *t)
 {
 	switch (r) {
 	case -ENOSPC:
-		return usnap_fail(err, r, "thread %d has no room below its stack pointer", t->tid);
+		return usnap_fail(err, r,
+				  "cannot make system calls in thread %d: it has no room below its "
+				  "stack pointer",
+				  t->tid);
 	case -ESRCH:
-		return usnap_fail(err, r, "thread %d was killed", t->tid);
+		return usnap_fail(err, r, "cannot snapshot process %d: its thread %d was killed",
+				  target->pid, t->tid);
 	default:
 		return usnap_fail_errno(err, r, "cannot make system calls in thread %d", t->tid);
 	}
@@ -139,7 +146,10 @@ int remote_with_helper(struct tracee *t, const struct target *target,
 		return usnap_hint(err, "programs under Wine or another emulator do that");
 	}
 	if (chain_init(&c, t, target, g, &waits, true, true) < 0)
-		return usnap_fail(err, -EBUSY, "thread %d has too many signals pending", t->tid);
+		return usnap_fail(
+			err, -EBUSY,
+			"cannot make system calls in thread %d: it has too many signals pending",
+			t->tid);
 
 	/* A table of its own can only be reached through a descriptor for the thread. */
 	s.h = (struct remote_helper){
@@ -171,7 +181,7 @@ int remote_with_helper(struct tracee *t, const struct target *target,
 	ptrace(PTRACE_SETOPTIONS, t->tid, NULL, NULL);
 	chain_free(&c);
 	if (r < 0)
-		return fail_remote(err, r, t);
+		return fail_remote(err, r, target, t);
 	if (!s.started) {
 		usnap_fail(err, -EAGAIN, "cannot start a helper thread in process %d", target->pid);
 		return usnap_hint(err, "it may have reached its limit of threads (pids cgroup, "

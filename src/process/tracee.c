@@ -280,7 +280,9 @@ int tracees_stop(struct tracees *ts, const struct target *target, bool all, uint
 
 	for (size_t i = 0; i < ts->n; i++)
 		if (ptrace(PTRACE_GETREGS, ts->t[i].tid, NULL, &ts->t[i].regs) < 0)
-			return usnap_fail(err, -ESRCH, "thread %d was killed", ts->t[i].tid);
+			return usnap_fail(err, -ESRCH,
+					  "cannot snapshot process %d: its thread %d was killed",
+					  target->pid, ts->t[i].tid);
 	return 0;
 }
 
