@@ -15,12 +15,13 @@
  * null, or a key that is missing: the kernel did not tell.
  *
  *  pid ppid pgid sid		as the snapshotter sees them
+ *  tty {rdev "136:0" pgrp}	the controlling terminal; missing: none
  *  pid_ns sid_ns pgid_ns		[..] outermost namespace first
  *  comm exe cwd root cmdline[]
  *  umask			"0o22"
  *  mm		start_code end_code start_data end_data start_brk brk start_stack
- *		arg_start arg_end env_start env_end: PR_SET_MM_MAP; brk is rounded up to
- *		the page; auxv: hex
+ *		arg_start arg_end env_start env_end: PR_SET_MM_MAP; brk_exact: false when brk
+ *		may be rounded up to the page; auxv: hex
  *  maps[]	start end prot "rw-" shared offset dev "fe:00" inode path kind content
  *		("image": what is absent is zero; "file": as in the file; "none") flags[]
  *		(VmFlags of proc(5), missing when unknown) page_size
@@ -32,12 +33,26 @@
  *		util_min util_max}  affinity (hex, CPU 0 the lowest bit)  ioprio  timerslack_ns
  *		pending[] {signo code siginfo(hex)}: sent to this thread, oldest first
  *		stopped_by: the stop signal, when job control holds it
- *		interrupted_call {nr how}: "restart": with its arguments; "restart-block":
- *		a wait of which a part is over
+ *		interrupted_call {nr how left_ns absolute}: "restart": with its arguments;
+ *		"restart-block": a wait of which a part is over; left_ns: what is left of it,
+ *		never less than that, null when unknown; absolute: its arguments name the end,
+ *		left_ns is null. nr is the call that the program made, also where orig_rax is
+ *		restart_syscall (219: it was interrupted before), which stays only when
+ *		nothing told
  *		seccomp 0|1|2  seccomp_filters[]: numbers, the one installed last first
  *		creds {uid[4] gid[4] groups[] cap_inheritable cap_permitted cap_effective
  *		cap_bounding cap_ambient no_new_privs}  real, effective, saved, file system
  *		registers are in threads/TID.notes
+ *  mapped_files[] path dev inode size mtime_ns build_id (hex, or null): files that have a
+ *		name and are mapped, each once, looked at a moment before T0
+ *  unlinked[]	dev inode path kind mode uid gid size mtime_ns [seals page_size]
+ *		content {address size}: each regular file without a name, memfd and shared
+ *		anonymous memory that descriptors or mappings refer to, once; dev and inode are
+ *		those in files[] and maps[]. kind: "file", "memfd", "shared-anonymous", "sysv".
+ *		content: its bytes at T0 are the pages from address on (in the page index, at
+ *		or above 0xff00000000000000; those that are absent are zero); null: not in the
+ *		image. What maps[] shows of it shared and with content "image" lies under those
+ *		addresses, and not here as well
  *  seccomp_filters[] programs of struct sock_filter in hex, which threads refer to
  *  signals	actions[] {signo handler ("default", "ignore", "0x..") flags mask
  *		restorer}; not listed: default. pending[]: sent to the process
@@ -45,19 +60,29 @@
  *  posix_timers[] id clock signo sigval notify (SIGEV_*) notify_id value_ns interval_ns
  *  limits[]	resource soft hard (-1: unlimited)
  *  creds		of the main thread, as above
- *  personality oom_score_adj coredump_filter dumpable thp_disable child_subreaper
+ *  personality oom_score_adj coredump_filter thp_disable child_subreaper
+ *  dumpable	0, 1 or 2; true, false: as 1, 0
+ *  securebits	of one thread (those of the others are seldom different)
+ *  mdwe memory_merge io_flusher	words of prctl(2)'s PR_GET_MDWE and so on
  *  loginuid namespaces{} cgroup children[]
  *  files[]	fd type path flags cloexec offset description (equal: one open file
  *		description) dev inode mode size mtime_ns rdev deleted
  *		owner {type pid signo}  locks[] {kind mode type pid start [end]}
- *		pipe|fifo {size queued data(hex)}  eventfd {count semaphore}
- *		epoll {set[] {fd events data inode}}
+ *		pipe|fifo {size queued data(hex) packets[]: lengths, in packet mode}
+ *		eventfd {count semaphore}
+ *		epoll {set[] {fd events data inode description}}: fd is the number under which
+ *		it was added; description: that of the file; null: no descriptor is left of it
  *		timerfd {clock ticks settime_flags value_ns interval_ns}
- *		signalfd {mask}  inotify {watches[] {wd inode dev mask handle_type handle}
- *		queued}  memfd {seals}  pidfd {pid}
- *		terminal {termios(hex, the kernel's) winsize[] pty locked}
+ *		signalfd {mask}  inotify {watches[] {wd inode dev mask handle_type handle
+ *		path} queued}  memfd {seals}  pidfd {pid}
+ *		terminal {termios(hex, the kernel's) winsize[] pty locked packet exclusive
+ *		discipline queued}
  *		socket {family type protocol listening connected local peer {raw(hex) text
- *		path abstract} backlog options{} queued data(hex) peer_inode}
+ *		path abstract} backlog options{} queued data(hex) peer_inode
+ *		read_shutdown write_shutdown
+ *		messages[] {data(hex) from{} creds {pid uid gid}}: what waits in a socket of
+ *		AF_UNIX that keeps borders (dgram, seqpacket), oldest first
+ *		netlink_groups[]: numbers}
  *  limits_of_restore[] what detail severity: pstate_limits.c
  */
 #include "process/pstate.h"
