@@ -36,8 +36,7 @@ struct restore_shared {
 struct restore {
 	const struct restore_options *o;
 	struct usnap_image *img;
-	const struct usnap_info *info;
-	int image_fd; /* the image, for other handles of the same file */
+	struct usnap_info info;
 	json_t *process; /* process.json: an object */
 	struct restore_problem *problems;
 	size_t nr_problems;

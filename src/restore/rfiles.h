@@ -22,6 +22,9 @@ int rfiles_find(const struct restore *r, uint32_t dev_major, uint32_t dev_minor,
 /* When all else is in place, by remote calls: seals of memfds, what must come last. */
 int rfiles_finish(struct restore *r, struct usnap_err *err);
 
+/* In the restorer after a failed build: what was made in the file system goes again. */
+void rfiles_undo(struct restore *r);
+
 void rfiles_describe(const struct restore *r, json_t *o);
 
 #endif
