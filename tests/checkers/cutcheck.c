@@ -9,24 +9,110 @@
  * HEADER is the address that cutwork prints. Exit 0: consistent; 1: not;
  * 2: could not look.
  */
+#include <err.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "../workloads/cutverify.h"
+#include "image/image.h"
 #include "uffd-snap.h"
+
+/* The memory that an image shows, laid out beside ours: slots are looked at in
+ * the order of their numbers, and pages lie in frames in that of their faults. */
+struct mirror {
+	struct usnap_image *img;
+	size_t nr;
+	struct usnap_region *regions;
+	unsigned char **bytes; /* of each region; NULL: not in the image */
+};
 
 static int read_image(void *arg, uint64_t addr, void *buf, size_t len)
 {
-	int r = usnap_image_read(arg, addr, buf, len);
+	struct mirror *m = arg;
+	size_t nr;
 
-	if (r < 0)
-		printf("reader: %s\n", usnap_image_error(arg));
-	return r < 0 ? r : 0;
+	if (usnap_image_find_region(m->img, addr, &nr) != 1 || !m->bytes[nr] ||
+	    len > m->regions[nr].end - addr) {
+		int r = usnap_image_read(m->img, addr, buf, len);
+
+		if (r < 0)
+			printf("reader: %s\n", usnap_image_error(m->img));
+		return r < 0 ? r : 0;
+	}
+	memcpy(buf, m->bytes[nr] + (addr - m->regions[nr].start), len);
+	return 0;
+}
+
+static void mirror_regions(struct mirror *m)
+{
+	if (usnap_image_get_nr_regions(m->img, &m->nr) < 0)
+		errx(2, "%s", usnap_image_error(m->img));
+	m->regions = calloc(m->nr, sizeof(*m->regions));
+	m->bytes = calloc(m->nr, sizeof(*m->bytes));
+	for (size_t i = 0; i < m->nr; i++) {
+		struct usnap_region *g = &m->regions[i];
+
+		if (usnap_image_get_region(m->img, i, g, sizeof(*g)) < 0)
+			errx(2, "%s", usnap_image_error(m->img));
+		if (g->content != USNAP_CONTENT_IMAGE)
+			continue;
+		m->bytes[i] = mmap(NULL, g->end - g->start, PROT_READ | PROT_WRITE,
+				   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		if (m->bytes[i] == MAP_FAILED)
+			err(2, "cannot map %s", g->path);
+	}
+}
+
+static void place_page(struct mirror *m, uint64_t page, const unsigned char *raw)
+{
+	uint64_t addr = img_page_addr(m->img, page);
+	size_t nr;
+
+	if (usnap_image_find_region(m->img, addr, &nr) == 1 && m->bytes[nr])
+		memcpy(m->bytes[nr] + (addr - m->regions[nr].start), raw, CUT_PAGE);
+}
+
+/* Frame by frame: each is decoded once. */
+static void mirror_pages(struct mirror *m)
+{
+	struct usnap_image *img = m->img;
+	ZSTD_DCtx *dctx = ZSTD_createDCtx();
+	unsigned char *raw = malloc(FORMAT_MAX_FRAME_RAW);
+	unsigned char *compressed = malloc(ZSTD_COMPRESSBOUND(FORMAT_MAX_FRAME_RAW));
+
+	if (img_load_index(img) < 0)
+		errx(2, "%s", usnap_image_error(img));
+	/* Chains of the pages of each frame. */
+	uint32_t *first = malloc(img->nr_frames * sizeof(*first) + 1);
+	uint32_t *next = malloc(img->nr_pages * sizeof(*next) + 1);
+	if (!dctx || !raw || !compressed || !first || !next)
+		errx(2, "out of memory");
+	memset(first, 0xff, img->nr_frames * sizeof(*first));
+	for (uint64_t i = 0; i < img->nr_pages; i++) {
+		next[i] = first[img_page_frame(img, i)];
+		first[img_page_frame(img, i)] = (uint32_t)i;
+	}
+	for (uint64_t f = 0; f < img->nr_frames; f++) {
+		struct img_frame frame;
+
+		img_get_frame(img, f, &frame);
+		if (img_pread(img, compressed, frame.compressed_bytes, frame.offset) < 0 ||
+		    img_decode(dctx, &frame, compressed, raw))
+			errx(2, "frame %" PRIu64 " is damaged", f);
+		for (uint32_t i = first[f]; i != UINT32_MAX; i = next[i])
+			place_page(m, i, raw + (size_t)img_page_slot(img, i) * CUT_PAGE);
+	}
+	ZSTD_freeDCtx(dctx);
+	free(raw);
+	free(compressed);
+	free(first);
+	free(next);
 }
 
 /* A process, and what some of its pages held earlier. */
@@ -104,19 +190,23 @@ static uint64_t check_process(const char *arg, uint64_t header, bool stale)
 
 static uint64_t check_image(const char *path, uint64_t header)
 {
-	struct usnap_image *img = usnap_image_new();
-	struct cut_mem mem = {read_image, img};
+	struct mirror m = {.img = usnap_image_new()};
+	struct cut_mem mem = {read_image, &m};
 	struct usnap_info info;
-	uint64_t errors;
 
-	if (!img || usnap_image_open(img, path) < 0 ||
-	    usnap_image_get_info(img, &info, sizeof(info)) < 0) {
-		fprintf(stderr, "cutcheck: %s\n", usnap_image_error(img));
-		exit(2);
-	}
+	if (!m.img || usnap_image_open(m.img, path) < 0 ||
+	    usnap_image_get_info(m.img, &info, sizeof(info)) < 0)
+		errx(2, "%s", usnap_image_error(m.img));
+	mirror_regions(&m);
+	mirror_pages(&m);
 	printf("t0 %" PRIu64 "\n", info.t0_monotonic_ns);
-	errors = cut_verify(&mem, header, stdout, true);
-	usnap_image_free(img);
+	uint64_t errors = cut_verify(&mem, header, stdout, true);
+	for (size_t i = 0; i < m.nr; i++)
+		if (m.bytes[i])
+			munmap(m.bytes[i], m.regions[i].end - m.regions[i].start);
+	free(m.regions);
+	free(m.bytes);
+	usnap_image_free(m.img);
 	return errors;
 }
 
