@@ -125,10 +125,15 @@ USNAP_API int usnap_image_find_region(struct usnap_image *img, uint64_t addr, si
  *
  *	-EFAULT   some of it was not mapped; the error names the first address
  *	-ENODATA  some of it is not in the image: as in a file, or unknown
+ *
+ * At USNAP_UNLINKED_START and above lies no memory but the contents of files
+ * without a name, where "unlinked" of process.json says, uffd-snap-image(5).
+ *
  *	-EBADMSG  the bytes are damaged */
+#define USNAP_UNLINKED_START UINT64_C(0xff00000000000000)
 USNAP_API int usnap_image_read(struct usnap_image *img, uint64_t addr, void *buf, size_t len);
 
-/* The next run of stored pages: the first that lies at or above addr, cut
+/* The next run of stored pages of memory: the first that lies at or above addr, cut
  * off at addr. Returns 1 and the range, or 0 when there is none. The range
  * can cross regions that touch; it is a multiple of the page size when addr
  * is. */

@@ -23,6 +23,7 @@ struct capture_options {
 	unsigned nr_threads; /* that compress */
 	bool hold; /* after torn attempts, hold the threads for the copy */
 	bool kill; /* stop at T0 and stay stopped until capture_end() */
+	uint64_t ghost_limit; /* bytes of an unlinked file that the image is to hold */
 	unsigned max_torn; /* torn attempts before holding or failing */
 	const volatile sig_atomic_t *cancel; /* set by a signal handler */
 	/* From the calling thread, about ten times a second; bytes of memory. */

@@ -363,6 +363,8 @@ static int take_memory(struct capture *c, bool hold, struct copier *cp, bool las
 	if (r == 0)
 		r = copier_flush(c, cp);
 	if (r == 0)
+		r = ghost_freeze(c);
+	if (r == 0)
 		r = begin_preserve(c);
 	if (r < 0)
 		usnap_fail_errno(err, r, "cannot take the memory of process %d", c->target->pid);

@@ -345,6 +345,9 @@ static int attempt(struct capture *c, bool held, struct usnap_err *err)
 	if (r < 0)
 		return r;
 	c->stats.held = held;
+	r = ghost_prepare(c, err);
+	if (r < 0)
+		return r;
 	start = now_ns();
 	if (c->uffd >= 0) {
 		r = arm(c, err);
@@ -368,6 +371,9 @@ static int attempt(struct capture *c, bool held, struct usnap_err *err)
 		r = freeze(c, held, err);
 	if (r < 0)
 		return r;
+	/* Nothing of what the target gives up now should live on because of us. */
+	unlinked_close(&c->ghosts.files);
+	pstate_set_unlinked(c->pstate, &c->ghosts.files);
 	c->stats.bytes_populated += pageset_count_populated(c->pages) * PAGE_BYTES;
 	return held ? hold(c, err) : preserve(c, err);
 }
@@ -464,6 +470,7 @@ static void capture_free(struct capture *c)
 	pool_free(c->pool);
 	pageset_free(c->pages);
 	pstate_free(c->pstate);
+	ghost_free(c);
 	maps_free(&c->maps);
 	segmap_clear(&c->segments);
 	ranges_free(&c->log);
@@ -531,6 +538,7 @@ int capture_run(struct capture **ret, struct target *target, struct image_writer
 		r = f < 0 ? f : r < 0 ? usnap_fail_errno(err, r, "cannot compress the pages") : 0;
 	}
 	if (r == 0) {
+		ghost_drop(c);
 		cleanup_free char *stats = capture_stats_json(c);
 		r = stats ? image_writer_commit(writer, stats, strlen(stats), err)
 			  : usnap_fail_errno(err, -ENOMEM, "cannot write the statistics");

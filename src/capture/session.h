@@ -22,6 +22,7 @@
 #include "process/pstate.h"
 #include "process/remote.h"
 #include "process/tracee.h"
+#include "process/unlinked.h"
 
 enum phase {
 	PHASE_ARM, /* faults are logged and resolved */
@@ -44,6 +45,15 @@ void ranges_merge(struct ranges *rs, uint64_t gap);
 uint64_t ranges_bytes(const struct ranges *rs);
 void ranges_free(struct ranges *rs);
 
+/* Files without a name (ghost.c). The tracer's. */
+struct ghosts {
+	struct unlinked_files files;
+	struct ghost_early *early; /* copies made before the freeze, of the first nr_early files */
+	size_t nr_early;
+	uint64_t next_address; /* for contents: format.h */
+	struct ranges dropped; /* addresses of copies that do not count */
+};
+
 struct capture {
 	struct capture_options options;
 	struct capture_stats stats;
@@ -53,6 +63,7 @@ struct capture {
 	struct pool *pool;
 	struct pageset *pages;
 	struct pstate *pstate;
+	struct ghosts ghosts;
 	struct tracees tracees; /* while stopped */
 	int uffd, mem_fd;
 	uint64_t features;
@@ -204,6 +215,14 @@ int copier_add_file(struct capture *c, struct copier *cp, int fd, uint64_t offse
 int copier_flush(struct capture *c, struct copier *cp);
 /* Gives the block back, unread. */
 void copier_drop(struct capture *c, struct copier *cp);
+
+/* ghost.c: files without a name. Before the freeze: finds them and copies what cannot change
+ * unnoticed; ghost_freeze() while every thread stands still, after the state was collected;
+ * ghost_drop() takes copies that do not count out of the page index, before it is written. */
+int ghost_prepare(struct capture *c, struct usnap_err *err);
+int ghost_freeze(struct capture *c);
+void ghost_drop(struct capture *c);
+void ghost_free(struct capture *c);
 
 /* sweep.c */
 int sweep_start(struct capture *c, struct usnap_err *err);

@@ -10,10 +10,17 @@
 #include "common/io.h"
 #include "common/util.h"
 
-/* The first address of the range that nothing was mapped at: asked before
+/* Whether all of the range was mapped, or belongs to an unlinked file: asked before
  * the first byte is written, since half an answer looks like a whole one. */
 static int check_mapped(struct usnap_image *img, uint64_t addr, uint64_t len)
 {
+	unsigned char last;
+
+	if (len && addr >= USNAP_UNLINKED_START && addr - 1 <= UINT64_MAX - len) {
+		int r = usnap_image_read(img, addr + len - 1, &last, 1);
+
+		return r < 0 ? show_image_failure(img, r) : EXIT_DONE;
+	}
 	while (len) {
 		struct usnap_region g;
 		uint64_t n;

@@ -32,6 +32,7 @@ struct snapshot_args {
 	int level;
 	unsigned threads;
 	size_t memory;
+	uint64_t ghost_limit;
 	bool no_hold, kill, json, quiet;
 };
 
@@ -140,6 +141,7 @@ static int take(const struct snapshot_args *a)
 			.nr_threads = a->threads,
 			.hold = !a->no_hold,
 			.kill = a->kill,
+			.ghost_limit = a->ghost_limit,
 			.max_torn = MAX_TORN,
 			.cancel = &interrupted,
 			.progress = on_progress,
@@ -198,6 +200,7 @@ static int run(int argc, char **argv)
 		OPT_LEVEL = 256,
 		OPT_THREADS,
 		OPT_MEMORY,
+		OPT_GHOST_LIMIT,
 		OPT_NO_HOLD,
 		OPT_KILL,
 		OPT_JSON,
@@ -208,6 +211,7 @@ static int run(int argc, char **argv)
 		{"level", required_argument, NULL, OPT_LEVEL},
 		{"threads", required_argument, NULL, OPT_THREADS},
 		{"memory", required_argument, NULL, OPT_MEMORY},
+		{"ghost-limit", required_argument, NULL, OPT_GHOST_LIMIT},
 		{"no-hold", no_argument, NULL, OPT_NO_HOLD},
 		{"kill", no_argument, NULL, OPT_KILL},
 		{"json", no_argument, NULL, OPT_JSON},
@@ -220,6 +224,7 @@ static int run(int argc, char **argv)
 		.level = 1,
 		.threads = cpus < 1 ? 1 : (unsigned)MIN(cpus, MAX_THREADS),
 		.memory = MIB(64),
+		.ghost_limit = MIB(64),
 	};
 	uint64_t n;
 	int c;
@@ -253,6 +258,15 @@ static int run(int argc, char **argv)
 						       "least 4M is wanted",
 						       optarg);
 			a.memory = n;
+			break;
+		case OPT_GHOST_LIMIT:
+			if (!parse_number(optarg, 0, (uint64_t)1 << 40, true, &n))
+				return cli_usage_error(
+					&cmd_snapshot,
+					"cannot use '%s' as --ghost-limit: a size is "
+					"wanted, 0 for none",
+					optarg);
+			a.ghost_limit = n;
 			break;
 		case OPT_NO_HOLD:
 			a.no_hold = true;
@@ -303,6 +317,8 @@ const struct cli_command cmd_snapshot = {
 		"      --level N       compression level of zstd, 1 to 19 (default 1)\n"
 		"      --threads N     threads that compress (default: one per CPU)\n"
 		"      --memory SIZE   memory for pages on their way to the image (default 64M)\n"
+		"      --ghost-limit SIZE  content of an unlinked file that the image is to hold\n"
+		"                      (default 64M each)\n"
 		"      --no-hold       fail rather than hold the threads while memory is copied\n"
 		"      --kill          stop the process at T0, end it once the image is complete\n"
 		"      --json          print the summary as JSON\n"

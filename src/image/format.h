@@ -65,6 +65,13 @@ enum {
 	FORMAT_MAX_INDEX_RATIO = 256,
 };
 
+/* Pages at these addresses are no memory: the bytes of files that have no
+ * name, as "unlinked" of process.json says. Nothing can be mapped there: below
+ * lies what user space can have with five levels of page tables, above the
+ * kernel's half, with [vsyscall]. */
+#define FORMAT_CONTENT_START UINT64_C(0xff00000000000000)
+#define FORMAT_CONTENT_END UINT64_C(0xffff000000000000)
+
 /* commit.json ends with these two, so that their places are known before
  * their values are. The first is over every byte of the file before the
  * content of commit.json, its tar header included; the second over the

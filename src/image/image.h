@@ -59,6 +59,11 @@ struct img_cached {
 	uint32_t len;
 };
 
+/* Bytes of a file without a name, at addresses that are none (format.h). */
+struct img_content {
+	uint64_t addr, size; /* multiples of the page size */
+};
+
 struct usnap_image {
 	int fd;
 	char *name;
@@ -83,6 +88,8 @@ struct usnap_image {
 	char **paths; /* of regions whose path is no UTF-8; NULL for the others */
 	struct img_thread *threads;
 	size_t nr_threads;
+	struct img_content *contents; /* ascending; NULL until they are needed */
+	size_t nr_contents;
 
 	/* The page index, decompressed; mapped, so that it is paid for as it
 	 * is filled. NULL until it is needed. */
@@ -138,6 +145,15 @@ uint32_t img_page_slot(const struct usnap_image *img, uint64_t nr);
 const unsigned char *img_page_hash(const struct usnap_image *img, uint64_t nr);
 /* The first page at or above addr; nr_pages when there is none. */
 uint64_t img_find_page(struct usnap_image *img, uint64_t addr);
+
+/* What "unlinked" of process.json says: where the contents of files are. */
+int img_load_contents(struct usnap_image *img);
+/* The bytes of files at such addresses, all or nothing. -EFAULT: [addr, addr + len) does not lie in
+ * one content. */
+int img_read_content(struct usnap_image *img, uint64_t addr, void *buf, size_t len);
+/* As usnap_image_next_run(), for these addresses: the rest of a content is zero. */
+int img_next_content_run(struct usnap_image *img, uint64_t addr, uint64_t *ret_start,
+			 uint64_t *ret_len);
 
 /* Decodes compressed, which holds frame f, into raw. NULL, or what is wrong.
  * Needs nothing of the handle: any thread. */

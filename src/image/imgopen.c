@@ -186,6 +186,7 @@ void usnap_image_free(struct usnap_image *img)
 	free(img->compressed);
 	free(img->regions);
 	free(img->threads);
+	free(img->contents);
 	free(img->members);
 	free(img->name);
 	if (img->fd >= 0)

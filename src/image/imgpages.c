@@ -6,6 +6,8 @@
 #include "image/hash.h"
 #include "image/image.h"
 
+_Static_assert(FORMAT_CONTENT_START == USNAP_UNLINKED_START, "the public name of it");
+
 const char *img_decode(ZSTD_DCtx *dctx, const struct img_frame *f, const void *compressed,
 		       void *raw)
 {
@@ -203,6 +205,42 @@ static int walk(struct usnap_image *img, uint64_t addr, unsigned char *buf, size
 	return 0;
 }
 
+int img_read_content(struct usnap_image *img, uint64_t addr, void *buf, size_t len)
+{
+	const struct img_content *c = NULL;
+	unsigned char *to = buf;
+	int r = img_require_open(img);
+
+	if (r < 0 || (r = img_load_contents(img)) < 0 || (r = img_load_index(img)) < 0)
+		return r;
+	for (size_t i = 0; i < img->nr_contents && !c; i++)
+		if (addr - img->contents[i].addr < img->contents[i].size)
+			c = &img->contents[i];
+	if (!c || len > c->size - (addr - c->addr))
+		return usnap_fail(&img->err, -EFAULT,
+				  "cannot read content at 0x%" PRIx64
+				  ": no unlinked file has it there",
+				  addr);
+	while (len) {
+		uint64_t base = ALIGN_DOWN(addr, (uint64_t)img->info.page_size);
+		size_t n = MIN(len, (size_t)(base + img->info.page_size - addr));
+		uint64_t nr = img_find_page(img, base);
+		const unsigned char *page = NULL;
+
+		if (nr < img->nr_pages && img_page_addr(img, nr) == base &&
+		    (r = get_page(img, nr, &page)) < 0)
+			return r;
+		if (page)
+			memcpy(to, page + (addr - base), n);
+		else
+			memset(to, 0, n);
+		to += n;
+		addr += n;
+		len -= n;
+	}
+	return 0;
+}
+
 int usnap_image_read(struct usnap_image *img, uint64_t addr, void *buf, size_t len)
 {
 	int r = img_require_open(img);
@@ -212,6 +250,8 @@ int usnap_image_read(struct usnap_image *img, uint64_t addr, void *buf, size_t l
 	if (len > UINT64_MAX - addr)
 		return usnap_fail(&img->err, -EFAULT,
 				  "cannot read address 0x%" PRIx64 ": the range has no end", addr);
+	if (addr >= FORMAT_CONTENT_START && addr < FORMAT_CONTENT_END)
+		return img_read_content(img, addr, buf, len);
 	/* All mapped before anything is decoded: a long range with a hole at
 	 * its end is refused at once. */
 	if ((r = walk(img, addr, NULL, len)) < 0 || (r = img_load_index(img)) < 0)
@@ -219,26 +259,42 @@ int usnap_image_read(struct usnap_image *img, uint64_t addr, void *buf, size_t l
 	return walk(img, addr, buf, len);
 }
 
-int usnap_image_next_run(struct usnap_image *img, uint64_t addr, uint64_t *ret_start,
-			 uint64_t *ret_len)
+/* The next run that lies in [addr, limit). */
+static int next_run(struct usnap_image *img, uint64_t addr, uint64_t limit, uint64_t *ret_start,
+		    uint64_t *ret_len)
 {
-	uint64_t nr = 0, end, start;
-	uint32_t ps;
-	int r = img_require_open(img);
+	uint32_t ps = img->info.page_size;
+	uint64_t nr = img_find_page(img, ALIGN_DOWN(addr, (uint64_t)ps)), start, end;
 
-	if (r < 0 || (r = img_load_index(img)) < 0)
-		return r;
-	ps = img->info.page_size;
-	nr = img_find_page(img, ALIGN_DOWN(addr, (uint64_t)ps));
-	if (nr == img->nr_pages)
+	if (nr == img->nr_pages || (start = img_page_addr(img, nr)) >= limit)
 		return 0;
-	start = img_page_addr(img, nr);
 	end = start + ps;
-	for (nr++; nr < img->nr_pages && img_page_addr(img, nr) == end; nr++)
+	for (nr++; nr < img->nr_pages && end < limit && img_page_addr(img, nr) == end; nr++)
 		end += ps;
 	*ret_start = MAX(start, addr);
 	*ret_len = end - *ret_start;
 	return 1;
+}
+
+int usnap_image_next_run(struct usnap_image *img, uint64_t addr, uint64_t *ret_start,
+			 uint64_t *ret_len)
+{
+	int r = img_require_open(img);
+
+	if (r < 0 || (r = img_load_index(img)) < 0)
+		return r;
+	return next_run(img, addr, FORMAT_CONTENT_START, ret_start, ret_len);
+}
+
+int img_next_content_run(struct usnap_image *img, uint64_t addr, uint64_t *ret_start,
+			 uint64_t *ret_len)
+{
+	int r = img_require_open(img);
+
+	if (r < 0 || (r = img_load_index(img)) < 0)
+		return r;
+	return next_run(img, MAX(addr, FORMAT_CONTENT_START), FORMAT_CONTENT_END, ret_start,
+			ret_len);
 }
 
 int usnap_image_page_hash(struct usnap_image *img, uint64_t addr, unsigned char ret[16])

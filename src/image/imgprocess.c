@@ -127,6 +127,9 @@ static bool parse_region(const json_t *j, uint32_t page_size, struct usnap_regio
 		return false;
 	if (!g->page_size)
 		g->page_size = page_size;
+	/* Where contents of files are, no memory can be. */
+	if (g->start < FORMAT_CONTENT_END && g->end > FORMAT_CONTENT_START)
+		return false;
 	return g->start < g->end && !((g->start | g->end) & (page_size - 1)) &&
 	       !(g->page_size & (g->page_size - 1)) && g->page_size >= page_size;
 }
@@ -227,6 +230,64 @@ int usnap_image_find_region(struct usnap_image *img, uint64_t addr, size_t *ret_
 				  img->name, addr);
 	*ret_nr = a;
 	return img->regions[a].start <= addr;
+}
+
+/* ---- files without a name ---- */
+
+static int by_address(const void *a, const void *b)
+{
+	uint64_t x = ((const struct img_content *)a)->addr,
+		 y = ((const struct img_content *)b)->addr;
+
+	return (x > y) - (x < y);
+}
+
+static bool parse_file_content(const json_t *j, uint32_t page_size, struct img_content *c)
+{
+	return parse_address(json_object_get(j, "address"), &c->addr) &&
+	       parse_count(json_object_get(j, "size"), &c->size) &&
+	       !((c->addr | c->size) & (page_size - 1)) && c->addr >= FORMAT_CONTENT_START &&
+	       c->addr < FORMAT_CONTENT_END && c->size <= FORMAT_CONTENT_END - c->addr;
+}
+
+int img_load_contents(struct usnap_image *img)
+{
+	cleanup_free struct img_content *v = NULL;
+	const json_t *list, *content;
+	size_t n, used = 0;
+	int r;
+
+	if (img->contents)
+		return 0;
+	if ((r = img_load_process(img)) < 0)
+		return r;
+	/* Images of earlier builds have none. */
+	list = json_object_get(img->process, "unlinked");
+	n = json_array_size(list);
+	v = calloc(n + 1, sizeof(*v));
+	if (!v)
+		return img_failed(img, -ENOMEM, FORMAT_PROCESS);
+	for (size_t i = 0; i < n; i++) {
+		content = json_object_get(json_array_get(list, i), "content");
+		if (!content || json_is_null(content))
+			continue;
+		if (!parse_file_content(content, img->info.page_size, &v[used]))
+			return img_damaged(img, process_offset(img),
+					   "'%s': the content of unlinked file number %zu is "
+					   "impossible",
+					   FORMAT_PROCESS, i);
+		used++;
+	}
+	qsort(v, used, sizeof(*v), by_address);
+	for (size_t i = 1; i < used; i++)
+		if (v[i].addr - v[i - 1].addr < v[i - 1].size)
+			return img_damaged(img, process_offset(img),
+					   "'%s': contents of unlinked files overlap at 0x%" PRIx64,
+					   FORMAT_PROCESS, v[i].addr);
+	img->contents = v;
+	img->nr_contents = used;
+	v = NULL;
+	return 0;
 }
 
 /* ---- threads ---- */

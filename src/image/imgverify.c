@@ -188,19 +188,31 @@ static void *worker(void *ctx)
 
 /* ---- the calling thread's part ---- */
 
-/* Every page must lie in a region: what was not mapped has no content. */
+/* Every page must lie in a region, as what was not mapped has no content, or in the content of a
+ * file without a name. */
 static int check_references(struct verify *v)
 {
 	struct usnap_image *img = v->img;
 	uint64_t at = img_find_member(img, FORMAT_INDEX)->offset;
-	size_t region = 0, n;
+	size_t region = 0, content = 0, n;
 	int r = usnap_image_get_nr_regions(img, &n);
 
-	if (r < 0)
+	if (r < 0 || (r = img_load_contents(img)) < 0)
 		return settle(v, r);
 	for (uint64_t i = 0; i < img->nr_pages; i++) {
 		uint64_t addr = img_page_addr(img, i);
 
+		if (addr >= FORMAT_CONTENT_START && addr < FORMAT_CONTENT_END) {
+			const struct img_content *c = img->contents;
+
+			while (content < img->nr_contents &&
+			       c[content].addr + c[content].size <= addr)
+				content++;
+			if (content == img->nr_contents || c[content].addr > addr)
+				add_finding(v, at, "page 0x%" PRIx64 " lies in no unlinked file",
+					    addr);
+			continue;
+		}
 		while (region < n && img->regions[region].end <= addr)
 			region++;
 		if (region == n || img->regions[region].start > addr)

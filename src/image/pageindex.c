@@ -161,6 +161,23 @@ static int check_runs(const struct pageindex *pi, struct usnap_err *err)
 	return 0;
 }
 
+uint64_t pageindex_drop(struct pageindex *pi, uint64_t addr, uint64_t len)
+{
+	struct page_run *r = pi->runs.p;
+	size_t n = pi->runs.used / sizeof(*r), kept = 0;
+	uint64_t dropped = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		if (r[i].addr - addr < len)
+			dropped += r[i].nr_pages;
+		else
+			r[kept++] = r[i];
+	}
+	pi->runs.used = kept * sizeof(*r);
+	pi->nr_dropped += dropped;
+	return dropped;
+}
+
 int pageindex_finish(struct pageindex *pi, struct usnap_err *err)
 {
 	struct page_run *runs = pi->runs.p;

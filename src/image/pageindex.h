@@ -48,6 +48,7 @@ void growing_free(struct growing *g);
 struct pageindex {
 	uint32_t page_size;
 	struct growing runs, frames, hashes;
+	uint64_t nr_dropped; /* pages whose hashes are there still */
 };
 
 void pageindex_init(struct pageindex *pi, uint32_t page_size);
@@ -58,6 +59,10 @@ void pageindex_clear(struct pageindex *pi);
  * frames cannot be numbered any more. */
 int pageindex_add(struct pageindex *pi, const struct page_frame *frame,
 		  const struct image_run *runs, size_t nr_runs, const struct page_hash *hashes);
+
+/* Forgets the runs that begin in [addr, addr + len); their bytes stay where they are. Returns the
+ * number of pages. */
+uint64_t pageindex_drop(struct pageindex *pi, uint64_t addr, uint64_t len);
 
 /* Sorts. -EINVAL when an address would be in the index twice. */
 int pageindex_finish(struct pageindex *pi, struct usnap_err *err);
@@ -79,7 +84,7 @@ static inline uint64_t pageindex_nr_frames(const struct pageindex *pi)
 
 static inline uint64_t pageindex_nr_pages(const struct pageindex *pi)
 {
-	return pi->hashes.used / sizeof(struct page_hash);
+	return pi->hashes.used / sizeof(struct page_hash) - pi->nr_dropped;
 }
 
 #endif

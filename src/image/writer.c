@@ -415,6 +415,13 @@ void image_writer_get_stats(struct image_writer *w, struct image_writer_stats *r
 	ret->file_bytes = w->tar.sink.total_bytes;
 }
 
+void image_writer_drop(struct image_writer *w, uint64_t addr, uint64_t len)
+{
+	pthread_mutex_lock(&w->lock);
+	w->stats.nr_pages_stored -= pageindex_drop(&w->index, addr, len);
+	pthread_mutex_unlock(&w->lock);
+}
+
 int image_writer_commit(struct image_writer *w, const char *stats_json, size_t stats_len,
 			struct usnap_err *err)
 {

@@ -72,6 +72,9 @@ int image_encode(struct image_encoder *e, const struct image_run *runs, size_t n
 int image_writer_flush(struct image_writer *w, struct usnap_err *err);
 void image_writer_get_stats(struct image_writer *w, struct image_writer_stats *ret);
 
+/* After image_writer_flush(): the pages given at [addr, addr + len) are not to be in the index. */
+void image_writer_drop(struct image_writer *w, uint64_t addr, uint64_t len);
+
 /* Writes index.zst, stats.json and commit.json and ends the archive. Making
  * the file durable and naming it is the caller's (image/output.h). */
 int image_writer_commit(struct image_writer *w, const char *stats_json, size_t stats_len,

@@ -239,6 +239,11 @@ void pstate_set_maps(struct pstate *ps, const struct maps *maps)
 	ps->maps = maps;
 }
 
+void pstate_set_unlinked(struct pstate *ps, const struct unlinked_files *files)
+{
+	ps->unlinked = files;
+}
+
 int pstate_collect(struct pstate *ps, struct tracees *threads, struct remote_meanwhile meanwhile,
 		   struct usnap_err *err)
 {
@@ -444,6 +449,7 @@ int pstate_finish(struct pstate *ps, json_t **ret, struct usnap_err *err)
 	signals_json(ps, root);
 	attributes_json(ps, root, status);
 	json_object_set_new(root, "files", files_json(ps));
+	json_object_set_new(root, "unlinked", unlinked_json(ps));
 	json_object_set_new(root, "limits_of_restore", limits_of_restore_json(ps));
 	*ret = root;
 	return 0;

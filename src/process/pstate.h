@@ -18,6 +18,7 @@
 #include "process/remote.h"
 #include "process/target.h"
 #include "process/tracee.h"
+#include "process/unlinked.h"
 
 struct pstate;
 
@@ -31,6 +32,13 @@ int pstate_collect(struct pstate *ps, struct tracees *threads, struct remote_mea
 
 /* The mappings as read in this freeze; borrowed until pstate_free(). */
 void pstate_set_maps(struct pstate *ps, const struct maps *maps);
+
+/* Calls fn for each descriptor of the last collect that refers to a regular file without a name. */
+typedef int pstate_unlinked_fn(void *arg, int fd, const struct stat *st);
+int pstate_each_unlinked(const struct pstate *ps, pstate_unlinked_fn *fn, void *arg);
+
+/* What is known of such files; borrowed until pstate_free(). */
+void pstate_set_unlinked(struct pstate *ps, const struct unlinked_files *files);
 
 /* process.json as a new reference, "maps" included. */
 int pstate_finish(struct pstate *ps, json_t **ret, struct usnap_err *err);

@@ -236,6 +236,7 @@ struct pstate {
 	const struct target *t;
 	struct remote_gadgets gadgets;
 	const struct maps *maps; /* of the last collect */
+	const struct unlinked_files *unlinked; /* or NULL */
 
 	/* prepared */
 	int task_fd, fd_dir, fdinfo_dir, stat_fd, timers_fd;
@@ -354,6 +355,10 @@ enum fd_kind fd_classify(const char *link, const struct stat *st);
 bool fd_is_deleted(const struct fd_state *f);
 void fd_free(struct fd_state *f);
 
+/* pstate_unlinked.c */
+json_t *unlinked_json(const struct pstate *ps);
+void limit_unlinked(const struct pstate *ps, json_t *list);
+
 /* pstate_sockets.c, pstate_sockdiag.c */
 int sockets_prepare(struct pstate *ps);
 const struct sock_diag *sockets_find(const struct pstate *ps, uint64_t inode);
@@ -365,6 +370,8 @@ json_t *socket_json(const struct fd_state *f);
 void socket_describe(const struct fd_state *f, char *buf, size_t room, bool *ret_connected);
 
 /* pstate_limits.c */
+void limit_add(json_t *list, const char *what, const char *severity, const char *fmt, ...)
+	__attribute__((format(printf, 4, 5)));
 json_t *limits_of_restore_json(const struct pstate *ps);
 
 #endif

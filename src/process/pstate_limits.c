@@ -16,8 +16,7 @@
 #include "common/util.h"
 #include "process/pstate_internal.h"
 
-__attribute__((format(printf, 4, 5))) static void add(json_t *list, const char *what,
-						      const char *severity, const char *fmt, ...)
+void limit_add(json_t *list, const char *what, const char *severity, const char *fmt, ...)
 {
 	char *text = NULL;
 	va_list ap;
@@ -66,21 +65,21 @@ static void limit_socket(json_t *l, const struct fd_state *f)
 
 	socket_describe(f, text, sizeof(text), &connected);
 	if (connected)
-		add(l, "connected-socket", "note", "fd %d: %s; will come back closed by the peer",
-		    f->fd, text);
+		limit_add(l, "connected-socket", "note",
+			  "fd %d: %s; will come back closed by the peer", f->fd, text);
 	else if (f->sock && f->sock->has_rights)
-		add(l, "descriptors-in-flight", "refuse",
-		    "fd %d: descriptors sent to the socket and not received yet", f->fd);
+		limit_add(l, "descriptors-in-flight", "refuse",
+			  "fd %d: descriptors sent to the socket and not received yet", f->fd);
 	else if (f->sock && f->sock->queued > 0 && !f->sock->data_len)
-		add(l, "socket-queue", "note", "fd %d: %s; %d bytes that wait in it are lost",
-		    f->fd, text, f->sock->queued);
+		limit_add(l, "socket-queue", "note", "fd %d: %s; %d bytes that wait in it are lost",
+			  f->fd, text, f->sock->queued);
 	else if (f->sock && f->sock->domain != AF_UNIX && f->sock->domain != AF_INET &&
 		 f->sock->domain != AF_INET6 && f->sock->domain != AF_NETLINK)
-		add(l, "socket-family", "refuse", "fd %d: socket of family %d", f->fd,
-		    f->sock->domain);
+		limit_add(l, "socket-family", "refuse", "fd %d: socket of family %d", f->fd,
+			  f->sock->domain);
 	else if (!f->sock && !f->diag)
-		add(l, "socket-unknown", "refuse", "fd %d: %s could not be looked at", f->fd,
-		    f->link);
+		limit_add(l, "socket-unknown", "refuse", "fd %d: %s could not be looked at", f->fd,
+			  f->link);
 }
 
 static void limit_file(const struct pstate *ps, json_t *l, const struct fd_state *f)
@@ -102,39 +101,43 @@ static void limit_file(const struct pstate *ps, json_t *l, const struct fd_state
 
 	for (size_t i = 0; i < ARRAY_SIZE(refused); i++)
 		if (f->kind == refused[i].kind)
-			add(l, refused[i].what, "refuse", "fd %d: %s (%s)", f->fd,
-			    refused[i].detail, f->link);
+			limit_add(l, refused[i].what, "refuse", "fd %d: %s (%s)", f->fd,
+				  refused[i].detail, f->link);
 	if (f->kind == FD_CHAR && f->has_stat && !is_harmless_device(f->st.st_rdev) &&
 	    !(f->flags & O_PATH))
-		add(l, "device", "refuse", "fd %d: %s: what the device knows of it is lost", f->fd,
-		    f->link);
+		limit_add(l, "device", "refuse", "fd %d: %s: what the device knows of it is lost",
+			  f->fd, f->link);
 	if (f->kind == FD_PIDFD)
-		add(l, "pidfd", "refuse", "fd %d: refers to a process", f->fd);
+		limit_add(l, "pidfd", "refuse", "fd %d: refers to a process", f->fd);
 	if (f->kind == FD_NAMESPACE)
-		add(l, "namespace", "note", "fd %d: %s", f->fd, f->link);
+		limit_add(l, "namespace", "note", "fd %d: %s", f->fd, f->link);
 	if (f->kind == FD_SOCKET)
 		limit_socket(l, f);
-	if ((f->kind == FD_REGULAR || f->kind == FD_MEMFD) && f->has_stat &&
-	    (f->kind == FD_MEMFD || fd_is_deleted(f)) && f->st.st_size)
-		add(l, f->kind == FD_MEMFD ? "memfd-content" : "deleted-file", "refuse",
-		    "fd %d: %s, %lld bytes: the image holds what of it is mapped, and no more",
-		    f->fd, f->link, (long long)f->st.st_size);
+	if (fd_is_deleted(f) && f->kind == FD_REGULAR && f->st.st_nlink)
+		limit_add(l, "deleted-file", "refuse",
+			  "fd %d: %s: the file has another name, which is not known", f->fd,
+			  f->link);
+	if (fd_is_deleted(f) && f->kind == FD_DIRECTORY)
+		limit_add(l, "deleted-directory", "refuse", "fd %d: %s", f->fd, f->link);
 	if (f->kind == FD_PIPE && !pipe_has_other_end(ps, f))
-		add(l, "pipe-outside", "note",
-		    "fd %d: the other end of %s is held by somebody else", f->fd, f->link);
+		limit_add(l, "pipe-outside", "note",
+			  "fd %d: the other end of %s is held by somebody else", f->fd, f->link);
 	if (f->kind == FD_INOTIFY && f->pipe_queued > 0)
-		add(l, "inotify-queue", "note", "fd %d: %d bytes of events that wait are lost",
-		    f->fd, f->pipe_queued);
+		limit_add(l, "inotify-queue", "note",
+			  "fd %d: %d bytes of events that wait are lost", f->fd, f->pipe_queued);
 	if (f->kind == FD_REGULAR && f->flags & O_DIRECT)
-		add(l, "direct-io", "consistency",
-		    "fd %d: %s is open with O_DIRECT: a read underway at T0 may write past the "
-		    "protection",
-		    f->fd, f->link);
+		limit_add(
+			l, "direct-io", "consistency",
+			"fd %d: %s is open with O_DIRECT: a read underway at T0 may write past the "
+			"protection",
+			f->fd, f->link);
 	if (f->kind == FD_IO_URING)
-		add(l, "io_uring-buffers", "consistency",
-		    "fd %d: fixed buffers of an io_uring are written past the protection", f->fd);
+		limit_add(l, "io_uring-buffers", "consistency",
+			  "fd %d: fixed buffers of an io_uring are written past the protection",
+			  f->fd);
 	if (f->kind == FD_CHAR && strstr(f->link, "/infiniband/"))
-		add(l, "rdma", "consistency", "fd %d: RDMA writes past the protection", f->fd);
+		limit_add(l, "rdma", "consistency", "fd %d: RDMA writes past the protection",
+			  f->fd);
 }
 
 static bool ends_deleted(const char *path)
@@ -145,42 +148,29 @@ static bool ends_deleted(const char *path)
 	return len >= sizeof(suffix) && !strcmp(path + len - (sizeof(suffix) - 1), suffix);
 }
 
-/* Several mappings of one file are one line. */
-static void limit_deleted_mapping(const struct pstate *ps, json_t *l, size_t i)
-{
-	const struct vma *v = &ps->maps->v[i];
-
-	if ((v->kind != VMA_FILE && v->kind != VMA_FILE_SHARED) || !ends_deleted(v->path) ||
-	    (i && !strcmp(ps->maps->v[i - 1].path, v->path)))
-		return;
-	add(l, "deleted-mapping", "refuse",
-	    "0x%llx: %s: what the process has not written of it is not in the image",
-	    (unsigned long long)v->start, v->path);
-}
-
 static void limit_maps(const struct pstate *ps, json_t *l)
 {
 	for (size_t i = 0; i < ps->maps->n; i++) {
 		const struct vma *v = &ps->maps->v[i];
 		unsigned long long at = v->start;
 
-		limit_deleted_mapping(ps, l, i);
 		if (!strncmp(v->path, "/[aio]", 6))
-			add(l, "aio", "refuse", "0x%llx: a ring of asynchronous I/O (io_setup)",
-			    at);
+			limit_add(l, "aio", "refuse",
+				  "0x%llx: a ring of asynchronous I/O (io_setup)", at);
 		else if (!strncmp(v->path, "/secretmem", 10))
-			add(l, "secret-memory", "refuse",
-			    "0x%llx: memory that nobody else can read", at);
+			limit_add(l, "secret-memory", "refuse",
+				  "0x%llx: memory that nobody else can read", at);
 		else if (v->kind == VMA_DEVICE && strncmp(v->path, "anon_inode:", 11) != 0)
-			add(l, "device-memory", "refuse", "0x%llx: %s", at,
-			    v->path[0] ? v->path : "memory of a device");
+			limit_add(l, "device-memory", "refuse", "0x%llx: %s", at,
+				  v->path[0] ? v->path : "memory of a device");
 		if (v->flags >> VMF_SS & 1)
-			add(l, "shadow-stack", "refuse", "0x%llx: a shadow stack", at);
+			limit_add(l, "shadow-stack", "refuse", "0x%llx: a shadow stack", at);
 		if (!strncmp(v->path, "/SYSV", 5) && v->shared && v->dev_major == 0)
-			add(l, "sysv-shm", "note",
-			    "0x%llx: %s: its content comes back, its key and its other users do "
-			    "not",
-			    at, v->path);
+			limit_add(l, "sysv-shm", "note",
+				  "0x%llx: %s: its content comes back, its key and its other users "
+				  "do "
+				  "not",
+				  at, v->path);
 	}
 }
 
@@ -198,26 +188,27 @@ static void limit_threads(const struct pstate *ps, json_t *l)
 		text_number(span_text(th->status), "Seccomp", 0, 10, &v);
 		filtered += v == 2;
 		if (v == 1)
-			add(l, "seccomp-strict", "refuse", "thread %d: strict seccomp mode",
-			    (int)th->tid);
+			limit_add(l, "seccomp-strict", "refuse", "thread %d: strict seccomp mode",
+				  (int)th->tid);
 		const char *features = text_line(span_text(th->status), "x86_Thread_features");
 		if (features && !strncmp(features, "shstk", 5))
-			add(l, "shadow-stack", "refuse", "thread %d: uses a shadow stack",
-			    (int)th->tid);
+			limit_add(l, "shadow-stack", "refuse", "thread %d: uses a shadow stack",
+				  (int)th->tid);
 	}
 	if (filtered)
-		add(l, "seccomp-filter", seccomp_complete(ps) ? "note" : "refuse",
-		    "%zu threads run under seccomp filters%s", filtered,
-		    seccomp_complete(ps) ? "" : ", which could not be read");
+		limit_add(l, "seccomp-filter", seccomp_complete(ps) ? "note" : "refuse",
+			  "%zu threads run under seccomp filters%s", filtered,
+			  seccomp_complete(ps) ? "" : ", which could not be read");
 	if (unknown)
-		add(l, "thread-details", "refuse",
-		    "%zu threads (the first is %d) could not be asked for their alternate signal "
-		    "stack",
-		    unknown, (int)first);
+		limit_add(l, "thread-details", "refuse",
+			  "%zu threads (the first is %d) could not be asked for their alternate "
+			  "signal "
+			  "stack",
+			  unknown, (int)first);
 	if (!ps->signals_known)
-		add(l, "signal-actions", "refuse",
-		    "no thread could be asked for signal actions and "
-		    "timers");
+		limit_add(l, "signal-actions", "refuse",
+			  "no thread could be asked for signal actions and "
+			  "timers");
 }
 
 static void limit_namespaces(const struct pstate *ps, json_t *l)
@@ -232,8 +223,8 @@ static void limit_namespaces(const struct pstate *ps, json_t *l)
 		snprintf(path, sizeof(path), "/proc/self/ns/%s", name);
 		if (io_readlink_at(AT_FDCWD, path, &own) == 0 && json_is_string(theirs) &&
 		    strcmp(own, json_string_value(theirs)) != 0)
-			add(l, "namespace", "note", "%s: %s is not the snapshotter's", name,
-			    json_string_value(theirs));
+			limit_add(l, "namespace", "note", "%s: %s is not the snapshotter's", name,
+				  json_string_value(theirs));
 	}
 }
 
@@ -241,19 +232,19 @@ static void limit_process(const struct pstate *ps, json_t *l)
 {
 	limit_namespaces(ps, l);
 	if (ends_deleted(ps->cwd))
-		add(l, "deleted-directory", "refuse", "its working directory %s", ps->cwd);
+		limit_add(l, "deleted-directory", "refuse", "its working directory %s", ps->cwd);
 	if (ps->children && strspn(ps->children, " ") != strlen(ps->children))
-		add(l, "children", "refuse", "it has children: %s", ps->children);
+		limit_add(l, "children", "refuse", "it has children: %s", ps->children);
 	size_t unknown = 0;
 	for (size_t i = 0; i < ps->signals.nr_timers; i++)
 		unknown += !ps->signals.timers[i].has_time;
 	if (unknown)
-		add(l, "posix-timers", "refuse",
-		    "%zu timers could not be asked for the time that is left", unknown);
+		limit_add(l, "posix-timers", "refuse",
+			  "%zu timers could not be asked for the time that is left", unknown);
 	if (!ps->files.has_kcmp)
-		add(l, "shared-offsets", "note",
-		    "the kernel has no kcmp: descriptors that share an "
-		    "offset cannot be told");
+		limit_add(l, "shared-offsets", "note",
+			  "the kernel has no kcmp: descriptors that share an "
+			  "offset cannot be told");
 }
 
 /* SysV semaphore adjustments, POSIX message queues and the like leave no
@@ -265,6 +256,7 @@ json_t *limits_of_restore_json(const struct pstate *ps)
 	limit_process(ps, l);
 	limit_threads(ps, l);
 	limit_maps(ps, l);
+	limit_unlinked(ps, l);
 	for (size_t i = 0; i < ps->files.n; i++)
 		limit_file(ps, l, &ps->files.v[i]);
 	return l;
