@@ -3,9 +3,7 @@
 #include <string.h>
 
 #include "restore/rfiles.h"
-#include "restore/rmem.h"
 #include "restore/rproc.h"
-#include "restore/rsockets.h"
 #include "restore/rthreads.h"
 
 #define WEAK __attribute__((weak))
@@ -35,40 +33,6 @@ WEAK int rfiles_finish(struct restore *r, struct usnap_err *err)
 }
 
 WEAK void rfiles_describe(const struct restore *r, json_t *o)
-{
-}
-
-WEAK int rmem_plan(struct restore *r, struct usnap_err *err)
-{
-	return 0;
-}
-
-WEAK void rmem_free(struct rmem *m)
-{
-}
-
-WEAK const struct stub_range *rmem_taken(const struct restore *r, size_t *ret_n)
-{
-	*ret_n = 0;
-	return NULL;
-}
-
-WEAK int rmem_map(struct restore *r, struct usnap_err *err)
-{
-	return 0;
-}
-
-WEAK int rmem_fill(struct restore *r, struct usnap_err *err)
-{
-	return 0;
-}
-
-WEAK int rmem_finish(struct restore *r, struct usnap_err *err)
-{
-	return 0;
-}
-
-WEAK void rmem_describe(const struct restore *r, json_t *o)
 {
 }
 
@@ -137,30 +101,6 @@ WEAK void rproc_describe(const struct restore *r, json_t *o)
 {
 }
 
-WEAK int rsockets_plan(struct rsockets **ret, struct restore *r, const json_t *files,
-		       struct usnap_err *err)
-{
-	return 0;
-}
-
-WEAK void rsockets_free(struct rsockets *s)
-{
-}
-
-WEAK int rsockets_make(struct rsockets *s, struct restore *r, int64_t description, int *ret_fd,
-		       struct usnap_err *err)
-{
-	return 0;
-}
-
-WEAK int rsockets_made(struct rsockets *s, struct restore *r, struct usnap_err *err)
-{
-	return 0;
-}
-
-WEAK void rsockets_undo(struct rsockets *s, struct restore *r)
-{
-}
 WEAK void rfiles_undo(struct restore *r)
 {
 }
