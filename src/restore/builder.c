@@ -14,6 +14,7 @@
 #include "common/util.h"
 #include "restore/rfiles.h"
 #include "restore/rproc.h"
+#include "restore/rthreads.h"
 
 /* Signals that are sent to the process meanwhile wait until it runs. */
 static int block_signals(void)
@@ -132,6 +133,7 @@ void builder_kill(struct restore *r)
 	if (r->builder <= 0)
 		return;
 	syscall(SYS_pidfd_send_signal, r->builder_pidfd, SIGKILL, NULL, 0);
+	rthreads_reap(r);
 	while (waitpid(r->builder, NULL, __WALL) < 0 && errno == EINTR)
 		;
 	close(r->builder_pidfd);

@@ -22,6 +22,10 @@ int rthreads_finish(struct restore *r, struct usnap_err *err);
 /* Lets it run (or leaves it as after SIGSTOP). Cannot fail in a way that could be undone. */
 void rthreads_release(struct restore *r);
 
+/* After a failure, when the process has been sent SIGKILL: threads that are traced stay as zombies
+ * until their tracer has waited for them, and the process with them. */
+void rthreads_reap(struct restore *r);
+
 void rthreads_describe(const struct restore *r, json_t *o);
 
 #endif
