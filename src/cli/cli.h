@@ -24,7 +24,8 @@ struct cli_command {
 extern const struct cli_command *const cli_commands[]; /* ends with NULL */
 
 /* Each cmd_<name>.c defines its own. */
-extern const struct cli_command cmd_snapshot, cmd_info, cmd_verify, cmd_read, cmd_core, cmd_check;
+extern const struct cli_command cmd_snapshot, cmd_info, cmd_verify, cmd_read, cmd_core, cmd_restore,
+	cmd_check;
 
 /* Prints usage and options of one command to stdout; returns EXIT_DONE. */
 int cli_help(const struct cli_command *cmd);

@@ -11,11 +11,13 @@
 #include "common/util.h"
 #include "image/image.h"
 #include "restore/builder.h"
+#include "restore/place.h"
 #include "restore/rfiles.h"
 #include "restore/rjson.h"
 #include "restore/rmem.h"
 #include "restore/rproc.h"
 #include "restore/rthreads.h"
+#include "restore/spool.h"
 
 /* ---- plan --------------------------------------------------------------------------------- */
 
@@ -27,10 +29,20 @@ static int from_image(struct restore *r, int code, struct usnap_err *err)
 
 static int open_image(struct restore *r, struct usnap_err *err)
 {
+	cleanup_fd int spool = -1;
+	int ret;
+
 	r->img = usnap_image_new();
 	if (!r->img)
 		return usnap_fail_errno(err, -ENOMEM, "cannot open '%s'", r->o->image);
-	int ret = usnap_image_open(r->img, r->o->image);
+	if (!strcmp(r->o->image, "-")) {
+		ret = spool_stream(STDIN_FILENO, "standard input", r->o->cancel, &spool, err);
+		if (ret < 0)
+			return ret;
+		ret = usnap_image_open_fd(r->img, spool, "standard input");
+	} else {
+		ret = usnap_image_open(r->img, r->o->image);
+	}
 	if (ret == 0)
 		ret = usnap_image_get_info(r->img, &r->info, sizeof(r->info));
 	if (ret == 0)
@@ -71,9 +83,9 @@ int restore_plan(struct restore **ret, const struct restore_options *options, st
 	r->o = options;
 	r->builder_pidfd = -1;
 	if ((code = open_image(r, err)) < 0 || (code = plan_numbers(r, err)) < 0 ||
-	    (code = problems_from_image(r, err)) < 0 || (code = rproc_plan(r, err)) < 0 ||
-	    (code = rfiles_plan(r, err)) < 0 || (code = rmem_plan(r, err)) < 0 ||
-	    (code = rthreads_plan(r, err)) < 0) {
+	    (code = problems_from_image(r, err)) < 0 || (code = place_plan(r, err)) < 0 ||
+	    (code = rproc_plan(r, err)) < 0 || (code = rfiles_plan(r, err)) < 0 ||
+	    (code = rmem_plan(r, err)) < 0 || (code = rthreads_plan(r, err)) < 0) {
 		restore_free(r);
 		return code;
 	}
@@ -95,6 +107,7 @@ json_t *restore_describe(const struct restore *r)
 						      "detail", p->detail, "severity",
 						      names[p->severity], "ignored", p->ignored));
 	}
+	place_describe(r, o);
 	rproc_describe(r, o);
 	rmem_describe(r, o);
 	rthreads_describe(r, o);
@@ -111,6 +124,7 @@ void restore_free(struct restore *r)
 	rmem_free(r->mem);
 	rfiles_free(r->files);
 	rproc_free(r->proc);
+	place_free(r->place);
 	problems_free(r);
 	stub_free(r->stub);
 	if (r->shared)
@@ -131,6 +145,9 @@ static int build(struct restore *r, struct usnap_err *err)
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(phases); i++) {
+		if (r->o->cancel && *r->o->cancel)
+			return usnap_fail(err, -ECANCELED, "cannot restore '%s': interrupted",
+					  r->o->image);
 		int code = phases[i](r, err);
 
 		if (code < 0)
@@ -140,15 +157,11 @@ static int build(struct restore *r, struct usnap_err *err)
 	return 0;
 }
 
-int restore_build(struct restore *r, pid_t *ret_pid, struct usnap_err *err)
+static int build_here(struct restore *r, struct usnap_err *err)
 {
 	size_t nr_taken = 0;
-	int code = problems_refuse(r, err);
-
-	if (code < 0)
-		return code;
 	const struct stub_range *taken = rmem_taken(r, &nr_taken);
-	code = stub_new(&r->stub, taken, nr_taken, err);
+	int code = stub_new(&r->stub, taken, nr_taken, err);
 	if (code == 0)
 		code = build(r, err);
 	if (code < 0) {
@@ -160,7 +173,24 @@ int restore_build(struct restore *r, pid_t *ret_pid, struct usnap_err *err)
 				   r->o->image);
 		return err->code;
 	}
+	if (r->o->complete)
+		r->o->complete(r->o->ctx, r->builder);
 	rthreads_release(r);
-	*ret_pid = r->builder;
 	return 0;
+}
+
+int restore_build(struct restore *r, pid_t *ret_pid, struct usnap_err *err)
+{
+	int code = problems_refuse(r, err);
+
+	if (code == 0)
+		code = place_enter(r, err);
+	if (code > 0)
+		return place_result(r, ret_pid, err);
+	if (code == 0)
+		code = build_here(r, err);
+	code = place_leave(r, code, err);
+	if (code == 0)
+		*ret_pid = r->builder;
+	return code;
 }

@@ -15,6 +15,7 @@
 #define USNAP_RESTORE_RESTORE_H
 
 #include <jansson.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -48,6 +49,11 @@ struct restore_options {
 	void *ctx;
 	/* Bytes of memory filled so far; from one thread, some ten times a second. May be NULL. */
 	void (*progress)(void *ctx, uint64_t done, uint64_t total);
+	/* The process stands complete and will run next. Where it gets a PID namespace, this and
+	 * progress are called in another process than the caller. May be NULL. */
+	void (*complete)(void *ctx, pid_t pid);
+	/* Not 0: give up, as soon as may be, with -ECANCELED. May be NULL. */
+	const volatile sig_atomic_t *cancel;
 };
 
 enum restore_severity {
@@ -74,8 +80,23 @@ const struct restore_problem *restore_problems(const struct restore *r, size_t *
 /* What would be made, for people (--dry-run) and for scripts. */
 json_t *restore_describe(const struct restore *r);
 
-/* Makes the process and lets it go. ret_pid: as the caller sees it; it is the
- * caller's child unless detached. */
+/* Makes the process and lets it go. ret_pid: as the caller sees it. */
 int restore_build(struct restore *r, pid_t *ret_pid, struct usnap_err *err);
+
+/* What becomes of the process; outlives the restore. */
+struct restore_watch {
+	pid_t child; /* the process, or the init of its PID namespace */
+	int pidfd; /* of the process */
+	int events; /* readable when there is something to tell; -1: SIGCHLD says so */
+};
+
+/* After restore_build(). */
+void restore_watch_begin(struct restore *r, struct restore_watch *ret);
+/* Does not wait. 1 and a status as of waitpid(2) with WUNTRACED and WCONTINUED, or 0. When the
+ * status says that the process has ended, it was the last. */
+int restore_watch_next(const struct restore_watch *w, int *ret_status);
+int restore_watch_signal(const struct restore_watch *w, int sig);
+/* The process runs on. */
+void restore_watch_end(struct restore_watch *w);
 
 #endif

@@ -44,6 +44,7 @@ struct restore {
 	/* The numbers that the process has for itself: of the innermost PID namespace. */
 	pid_t pid, pgid, sid;
 
+	struct place *place; /* place.h */
 	struct rfiles *files; /* rfiles.h */
 	struct rmem *mem; /* rmem.h */
 	struct rthreads *threads; /* rthreads.h */

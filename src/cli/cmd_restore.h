@@ -1,0 +1,34 @@
+/*
+ * The foreground of a restore: the command stands in for the process towards
+ * whoever started it. Signals go to the process, its stops and its end are
+ * the command's own, and the terminal is lent to it.
+ */
+#ifndef USNAP_CLI_CMD_RESTORE_H
+#define USNAP_CLI_CMD_RESTORE_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "cli/progress.h"
+#include "restore/restore.h"
+
+struct restore_front {
+	struct progress progress;
+	bool progress_started, quiet, detach, stopped;
+	int tty; /* the controlling terminal, when it was ours; or -1 */
+	pid_t lent_to; /* process group that has it, 0: none */
+};
+
+void front_begin(struct restore_front *f);
+
+/* The process, if it is a process group of its own in our session, gets the terminal. */
+void front_lend_terminal(struct restore_front *f, pid_t pid);
+void front_take_terminal(struct restore_front *f);
+
+/* Until the process ends. early: a signal that came before. Returns the exit status, or dies of the
+ * signal that the process died of. */
+int front_stand_in(struct restore_front *f, struct restore_watch *w, pid_t pid,
+		   const volatile sig_atomic_t *early);
+
+#endif
