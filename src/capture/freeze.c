@@ -409,6 +409,28 @@ static void read_mappings(void *arg)
 	c->stats.regions = fresh.n;
 }
 
+static int ask_helper(struct remote_helper *h, void *arg, struct usnap_err *err)
+{
+	facts_ask(h, arg);
+	return 0;
+}
+
+/* When nothing was attached to there has been no occasion to ask, and where the process is stopped
+ * for good there is time. Without an answer some of it stays unknown. */
+static void ask_facts(struct capture *c)
+{
+	struct usnap_err why = {0};
+	struct process_facts facts;
+	size_t i = 0;
+
+	facts_forget(&facts);
+	while (i + 1 < c->tracees.n && remote_is_slow(&c->tracees.t[i]))
+		i++;
+	if (remote_with_helper(&c->tracees.t[i], c->target, &c->gadgets, ask_helper, &facts,
+			       &why) == 0)
+		pstate_know_facts(c->pstate, &facts);
+}
+
 /* One stop. -EAGAIN: not every thread could be stopped. */
 static int freeze_once(struct capture *c, bool hold, struct copier *cp, bool last_try,
 		       bool *ret_again, struct usnap_err *err)
@@ -455,6 +477,8 @@ static int freeze_once(struct capture *c, bool hold, struct copier *cp, bool las
 	if (r == 0 && maps.result < 0)
 		r = usnap_fail_errno(err, maps.result, "cannot read the mappings of process %d",
 				     c->target->pid);
+	if (r == 0 && c->uffd < 0)
+		ask_facts(c);
 	pstate_set_maps(c->pstate, &c->maps);
 	state = now_ns();
 	if (r == 0)

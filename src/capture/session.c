@@ -365,6 +365,10 @@ static int attempt(struct capture *c, bool held, struct usnap_err *err)
 	c->pstate = NULL;
 	if (r == 0)
 		r = pstate_prepare(&c->pstate, c->target, &c->gadgets, err);
+	if (r == 0) {
+		pstate_know_wait(c->pstate, &c->known.wait);
+		pstate_know_facts(c->pstate, &c->known.facts);
+	}
 	if (r == 0 && c->uffd >= 0)
 		r = arm_settle(c, err);
 	if (r == 0)
@@ -397,7 +401,8 @@ static int attach(struct capture *c, struct usnap_err *err)
 					c->target->pid);
 	/* A snapshot that ends the process holds it for the copy: nothing to protect. */
 	if (!c->options.kill) {
-		r = uffd_take(&c->uffd, &c->features, c->target, &c->maps, &c->gadgets, err);
+		r = uffd_take(&c->uffd, &c->features, &c->known, c->target, &c->maps, &c->gadgets,
+			      err);
 		if (r < 0)
 			return r;
 		r = fault_start(c, err);
@@ -508,6 +513,7 @@ int capture_run(struct capture **ret, struct target *target, struct image_writer
 	c->target = target;
 	c->writer = writer;
 	c->uffd = c->mem_fd = -1;
+	facts_forget(&c->known.facts);
 	c->ksm = ksm_runs();
 	c->guards_shown = scan_shows_guards(c);
 	pthread_mutex_init(&c->map_lock, NULL);

@@ -64,6 +64,7 @@ struct capture {
 	struct pageset *pages;
 	struct pstate *pstate;
 	struct ghosts ghosts;
+	struct uffd_known known; /* of the moment of attaching */
 	struct tracees tracees; /* while stopped */
 	int uffd, mem_fd;
 	uint64_t features;

@@ -93,6 +93,7 @@ struct take {
 	const struct target *target;
 	int device; /* /dev/userfaultfd as we opened it, or -1 */
 	int fd; /* result */
+	struct uffd_known *known;
 };
 
 static int fetch_fd(const struct remote_helper *h, const struct take *take, int64_t remote_fd)
@@ -188,6 +189,8 @@ static int take_in_helper(struct remote_helper *h, void *arg, struct usnap_err *
 						     0);
 	}
 	int r = fd < 0 ? (int)fd : fetch_fd(h, take, fd);
+	if (r >= 0)
+		facts_ask(h, &take->known->facts);
 	if (!h->own_files) {
 		int64_t open[] = {fd, device, sockets[0], sockets[1]};
 
@@ -259,11 +262,18 @@ static int take_from(struct take *take, pid_t tid, const struct maps *maps,
 		     const struct remote_gadgets *g, struct usnap_err *err)
 {
 	struct tracees ts = {0};
+	struct wait_clocks clocks = {0};
+	struct wait_note *wait = &take->known->wait;
+
+	/* Stopped, its wait will look like one that has just begun. */
+	wait_look(take->target, tid, &clocks, wait);
 	uint64_t deadline = now_ns() + STOP_NS;
 	int r = tracees_seize_one(&ts, take->target, tid, err);
 
 	if (r == 0)
 		r = tracees_stop(&ts, take->target, false, deadline, err);
+	if (r < 0 || !wait_unbroken(take->target, wait))
+		wait->since_ns = 0;
 	if (r == 0 && !on_main_stack(&ts.t[0], maps)) {
 		/* The first stays the first. */
 		r = tracees_stop(&ts, take->target, true, deadline, err);
@@ -276,8 +286,9 @@ static int take_from(struct take *take, pid_t tid, const struct maps *maps,
 	return r;
 }
 
-int uffd_take(int *ret_fd, uint64_t *ret_features, const struct target *t, const struct maps *maps,
-	      const struct remote_gadgets *g, struct usnap_err *err)
+int uffd_take(int *ret_fd, uint64_t *ret_features, struct uffd_known *ret_known,
+	      const struct target *t, const struct maps *maps, const struct remote_gadgets *g,
+	      struct usnap_err *err)
 {
 	static const uint64_t needed = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMOVE |
 				       UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP;
@@ -285,7 +296,7 @@ int uffd_take(int *ret_fd, uint64_t *ret_features, const struct target *t, const
 				       UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
 	pid_t tids[TRIES];
 	cleanup_fd int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-	struct take take = {.target = t, .device = device, .fd = -1};
+	struct take take = {.target = t, .device = device, .fd = -1, .known = ret_known};
 	struct usnap_err why = {0};
 	int r = -ESRCH;
 

@@ -13,15 +13,24 @@
 
 #include "common/compat.h"
 #include "common/err.h"
+#include "process/facts.h"
 #include "process/maps.h"
 #include "process/remote.h"
 #include "process/target.h"
+#include "process/waits.h"
+
+/* What the moment in which the target was disturbed told besides. */
+struct uffd_known {
+	struct process_facts facts;
+	struct wait_note wait; /* of the thread that was stopped for it; since_ns 0: none */
+};
 
 /* Makes a userfaultfd in the target and takes it. Nothing stays behind there;
  * one thread is stopped for the moment that takes. The API handshake is done;
  * *ret_features: what was granted. */
-int uffd_take(int *ret_fd, uint64_t *ret_features, const struct target *t, const struct maps *maps,
-	      const struct remote_gadgets *g, struct usnap_err *err);
+int uffd_take(int *ret_fd, uint64_t *ret_features, struct uffd_known *ret_known,
+	      const struct target *t, const struct maps *maps, const struct remote_gadgets *g,
+	      struct usnap_err *err);
 
 int uffd_register(int fd, uint64_t start, uint64_t len, uint64_t mode);
 int uffd_unregister(int fd, uint64_t start, uint64_t len);

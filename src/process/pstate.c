@@ -179,6 +179,7 @@ int pstate_prepare(struct pstate **ret, const struct target *t, const struct rem
 		return usnap_fail_errno(err, -ENOMEM, "cannot look at process %d", (int)t->pid);
 	ps->t = t;
 	ps->gadgets = *g;
+	facts_forget(&ps->facts);
 	ps->task_fd = open_dir(ps, "task");
 	ps->fd_dir = open_dir(ps, "fd");
 	ps->fdinfo_dir = open_dir(ps, "fdinfo");
@@ -237,6 +238,11 @@ int process_collect(struct pstate *ps, struct arena *a)
 void pstate_set_maps(struct pstate *ps, const struct maps *maps)
 {
 	ps->maps = maps;
+}
+
+void pstate_know_facts(struct pstate *ps, const struct process_facts *f)
+{
+	ps->facts = *f;
 }
 
 void pstate_set_unlinked(struct pstate *ps, const struct unlinked_files *files)
@@ -398,6 +404,25 @@ static json_t *dumpable_json(const struct pstate *ps, const char *status)
 	return json_boolean(ps->proc_uid == (uid_t)euid);
 }
 
+static void set_word(json_t *o, const char *key, int64_t v)
+{
+	if (v >= 0)
+		json_object_set_new(o, key, json_integer(v));
+}
+
+static void facts_json(const struct pstate *ps, json_t *root, const char *status)
+{
+	const struct process_facts *f = &ps->facts;
+
+	json_object_set_new(root, "dumpable",
+			    f->dumpable >= 0 ? json_integer(f->dumpable)
+					     : dumpable_json(ps, status));
+	set_word(root, "securebits", f->securebits);
+	set_word(root, "mdwe", f->mdwe);
+	set_word(root, "memory_merge", f->memory_merge);
+	set_word(root, "io_flusher", f->io_flusher);
+}
+
 static void attributes_json(const struct pstate *ps, json_t *root, const char *status)
 {
 	uint64_t v;
@@ -417,7 +442,7 @@ static void attributes_json(const struct pstate *ps, json_t *root, const char *s
 	if (ps->loginuid)
 		json_object_set_new(root, "loginuid",
 				    json_integer((json_int_t)strtoull(ps->loginuid, NULL, 10)));
-	json_object_set_new(root, "dumpable", dumpable_json(ps, status));
+	facts_json(ps, root, status);
 	/* Also false where the kernel has no huge pages; a restore then has nothing to forbid. */
 	if (text_number(status, "THP_enabled", 0, 10, &v))
 		json_object_set_new(root, "thp_disable", json_boolean(!v));

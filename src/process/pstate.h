@@ -14,11 +14,13 @@
 #include <stddef.h>
 
 #include "common/err.h"
+#include "process/facts.h"
 #include "process/maps.h"
 #include "process/remote.h"
 #include "process/target.h"
 #include "process/tracee.h"
 #include "process/unlinked.h"
+#include "process/waits.h"
 
 struct pstate;
 
@@ -29,6 +31,13 @@ int pstate_prepare(struct pstate **ret, const struct target *t, const struct rem
  * meanwhile: called once, while the threads answer. */
 int pstate_collect(struct pstate *ps, struct tracees *threads, struct remote_meanwhile meanwhile,
 		   struct usnap_err *err);
+
+/* A wait that was seen before the thread was stopped for other reasons, and went on since: since when
+ * it lasts. After pstate_prepare(). */
+void pstate_know_wait(struct pstate *ps, const struct wait_note *w);
+
+/* What a helper was told; of before T0, or of T0 itself. */
+void pstate_know_facts(struct pstate *ps, const struct process_facts *f);
 
 /* The mappings as read in this freeze; borrowed until pstate_free(). */
 void pstate_set_maps(struct pstate *ps, const struct maps *maps);

@@ -18,9 +18,12 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/user.h>
 
 #include "process/pstate.h"
+#include "process/sockopts.h"
+#include "process/waits.h"
 
 struct arena {
 	char *p;
@@ -69,6 +72,16 @@ struct thread_prep {
 	int status_fd;
 	uint64_t timerslack_ns;
 	bool has_timerslack;
+	struct wait_note wait;
+	bool wait_known; /* it is of a time when the thread had not been stopped by us */
+	int blocks_fd;
+};
+
+/* A wait that the stop has interrupted, as far as memory tells. */
+struct wait_raw {
+	bool looked, unbroken; /* since prepare */
+	bool has_total, has_rest;
+	int64_t total[2], rest[2]; /* struct timespec */
 };
 
 /* A program of struct sock_filter. */
@@ -86,6 +99,7 @@ struct thread_state {
 	unsigned char *xstate; /* as PTRACE_GETREGSET gave it */
 	size_t xstate_len;
 	uint64_t sigmask;
+	struct wait_raw wait;
 	struct siginfo_list pending;
 	bool has_rseq, has_robust, has_sched, has_affinity, has_ioprio;
 	struct rseq_raw rseq;
@@ -165,28 +179,41 @@ enum fd_kind {
 	FD_OTHER,
 };
 
-enum {
-	SOCK_NR_OPTIONS = 32
+/* What waits in a socket: in sock_state.data, one after the other. */
+struct sock_message {
+	size_t len;
+	bool has_cred;
+	struct ucred cred;
+	struct sockaddr_un from;
+	socklen_t from_len;
 };
 
 /* A socket that was asked, in the freeze. */
 struct sock_state {
 	int domain, type, protocol, listening;
+	bool connecting, was_connected; /* TCP without a peer */
+	bool shut_read, shut_both;
 	bool has_local, has_peer;
 	struct sockaddr_storage local, peer;
 	socklen_t local_len, peer_len;
-	uint64_t has_option; /* bits by index into the table in pstate_sockets.c */
-	int options[SOCK_NR_OPTIONS];
+	uint64_t has_option; /* bits by index into sockopts[] */
+	int options[SOCKOPTS_MAX];
 	struct {
 		int onoff, linger;
 	} linger;
 	int64_t rcvtimeo[2], sndtimeo[2]; /* seconds, microseconds */
 	char device[16], congestion[16];
 	int backlog; /* -1: not known */
+	int waiting; /* to be accepted */
 	int queued; /* bytes to be read, -1: not known */
 	bool has_rights; /* descriptors travel in the queue */
+	bool whole; /* data is all that waits */
 	unsigned char *data;
 	size_t data_len;
+	struct sock_message *messages; /* of those that keep borders; else NULL */
+	size_t nr_messages;
+	uint32_t groups[32]; /* netlink */
+	socklen_t groups_len; /* bytes */
 };
 
 /* A socket as the kernel's list of sockets has it, before the freeze. */
@@ -196,6 +223,11 @@ struct sock_diag {
 	uint32_t rqueue, wqueue;
 	uint16_t sport, dport; /* host order */
 	uint8_t src[16], dst[16];
+	uint8_t shutdown; /* AF_UNIX: RCV_SHUTDOWN, SEND_SHUTDOWN of net/sock.h */
+	bool file_known, file_there; /* whether its name still is its own */
+	mode_t file_mode;
+	uid_t file_uid;
+	gid_t file_gid;
 };
 
 struct fd_state {
@@ -247,6 +279,7 @@ struct pstate {
 	size_t cmdline_len, auxv_len;
 	char *children; /* PIDs, blank-separated */
 	json_t *namespaces;
+	struct process_facts facts;
 	uid_t proc_uid;
 	struct fd_table prepared;
 	struct sock_diag *diag;
@@ -260,6 +293,7 @@ struct pstate {
 	struct remote_meanwhile meanwhile;
 	struct thread_calls *calls; /* THREADS_AT_ONCE of them (pstate_threads.c) */
 	struct span stat, timers;
+	uint64_t stopped_ns; /* CLOCK_MONOTONIC; all threads had stopped */
 	char cwd[4096 + 16];
 	struct rlimit limits[RLIM_NLIMITS];
 	bool has_limit[RLIM_NLIMITS];
@@ -294,6 +328,14 @@ json_t *creds_json(const char *status);
 int threads_reserve(struct pstate *ps, size_t n);
 void threads_forget(struct pstate *ps); /* what was collected */
 void threads_free(struct pstate *ps);
+
+/* pstate_waits.c */
+void wait_prepare(struct pstate *ps, struct thread_prep *p, struct wait_clocks *clocks);
+void wait_collect(const struct pstate *ps, const struct thread_prep *p, struct thread_state *th,
+		  const struct user_regs_struct *regs);
+/* "interrupted_call", or NULL. */
+json_t *wait_json(const struct pstate *ps, const struct thread_prep *p,
+		  const struct thread_state *th);
 
 /* pstate.c: facts of the process, as one piece of work. */
 int process_collect(struct pstate *ps, struct arena *a);
@@ -366,7 +408,14 @@ const struct sock_diag *sockets_find(const struct pstate *ps, uint64_t inode);
 bool socket_needs_query(const struct fd_state *f);
 void socket_query(struct fd_state *f, int own_fd);
 json_t *socket_json(const struct fd_state *f);
-/* "TCP 127.0.0.1:80 -> 127.0.0.1:5000"; connected: to somebody outside. */
+/* Whether something waits in it that the image does not hold. */
+bool socket_queue_lost(const struct fd_state *f);
+/* pstate_sockqueue.c */
+void socket_query_queue(struct sock_state *s, int own_fd);
+void socket_queue_json(const struct sock_state *s, json_t *o);
+void socket_free(struct sock_state *s);
+json_t *socket_address_json(const void *address, socklen_t len);
+/* pstate_sockets.c: "TCP 127.0.0.1:80 -> 127.0.0.1:5000"; connected: to somebody outside. */
 void socket_describe(const struct fd_state *f, char *buf, size_t room, bool *ret_connected);
 
 /* pstate_limits.c */

@@ -5,16 +5,18 @@
 #include "common/util.h"
 #include "process/pstate_internal.h"
 
-/* The kernel tells where the heap ends by the mapping it names so; page by
- * page, which malloc() and sbrk() do not mind. */
-static uint64_t find_brk(const struct maps *m, uint64_t start_brk)
+/* Where the heap ends: page by page that is told by the mapping which the kernel names so. What a
+ * helper was told is exact, and holds as long as the two agree. */
+static uint64_t find_brk(const struct pstate *ps, uint64_t start_brk, bool *ret_exact)
 {
-	uint64_t brk = start_brk;
+	const struct maps *m = ps->maps;
+	uint64_t end = start_brk, told = ps->facts.brk > 0 ? (uint64_t)ps->facts.brk : 0;
 
 	for (size_t i = 0; i < m->n; i++)
 		if (!strcmp(m->v[i].path, "[heap]"))
-			brk = MAX(brk, m->v[i].end);
-	return brk;
+			end = MAX(end, m->v[i].end);
+	*ret_exact = told && ALIGN_UP(told, (uint64_t)4096) == ALIGN_UP(end, (uint64_t)4096);
+	return *ret_exact ? told : end;
 }
 
 json_t *mm_json(const struct pstate *ps)
@@ -32,7 +34,9 @@ json_t *mm_json(const struct pstate *ps)
 	for (size_t i = 0; i < ARRAY_SIZE(fields); i++)
 		json_object_set_new(o, fields[i].name,
 				    json_address(stat_field(stat, fields[i].field)));
-	json_object_set_new(o, "brk", json_address(find_brk(ps->maps, stat_field(stat, 47))));
+	bool exact;
+	json_object_set_new(o, "brk", json_address(find_brk(ps, stat_field(stat, 47), &exact)));
+	json_object_set_new(o, "brk_exact", json_boolean(exact));
 	if (ps->auxv)
 		json_object_set_new(o, "auxv", json_hex(ps->auxv, ps->auxv_len));
 	return o;
@@ -46,7 +50,10 @@ static const char *content_of(const struct vma *v)
 	switch (v->kind) {
 	case VMA_FILE:
 	case VMA_FILE_SHARED:
+	case VMA_SHMEM_PRIVATE: /* what was not written through the mapping is the file's */
 		return "file";
+	case VMA_HUGETLB:
+		return v->shared || !strncmp(v->path, "/anon_hugepage", 14) ? "image" : "file";
 	case VMA_SPECIAL:
 	case VMA_DEVICE:
 		return "none";

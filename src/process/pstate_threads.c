@@ -30,6 +30,8 @@
 #define XSTATE_MAX KIB(16)
 /* Of the descriptors that may be open, those that other things need. */
 #define STATUS_FDS_MAX 256
+/* A look at a wait takes some 30 us. */
+#define WAITS_MAX 256
 
 /* ---- before the freeze -------------------------------------------------- */
 
@@ -40,12 +42,15 @@ static int compare_tid(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-static void prepare_thread(struct pstate *ps, pid_t tid, struct thread_prep *p)
+static void prepare_thread(struct pstate *ps, pid_t tid, struct wait_clocks *clocks,
+			   struct thread_prep *p)
 {
 	char path[64];
 	cleanup_free char *text = NULL;
 
-	*p = (struct thread_prep){.tid = tid, .status_fd = -1};
+	*p = (struct thread_prep){.tid = tid, .status_fd = -1, .blocks_fd = -1};
+	if (ps->nr_preps < WAITS_MAX)
+		wait_prepare(ps, p, clocks);
 	snprintf(path, sizeof(path), "%d/status", (int)tid);
 	if (ps->nr_preps < STATUS_FDS_MAX)
 		p->status_fd = openat(ps->task_fd, path, O_RDONLY | O_CLOEXEC);
@@ -79,6 +84,7 @@ int threads_prepare(struct pstate *ps)
 {
 	int fd = openat(ps->task_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	cleanup_dir DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
+	struct wait_clocks clocks = {0};
 	size_t room = 0;
 
 	if (!dir) {
@@ -100,7 +106,7 @@ int threads_prepare(struct pstate *ps)
 				return -ENOMEM;
 			ps->preps = bigger;
 		}
-		prepare_thread(ps, tid, &ps->preps[ps->nr_preps]);
+		prepare_thread(ps, tid, &clocks, &ps->preps[ps->nr_preps]);
 		ps->nr_preps++;
 		int r = prepare_children(ps, tid);
 		if (r < 0)
@@ -160,7 +166,7 @@ static void collect_scheduling(struct thread_state *th)
 	th->robust_len = len;
 }
 
-static int collect_thread(const struct tracee *t, struct thread_state *th)
+static int collect_thread(const struct pstate *ps, const struct tracee *t, struct thread_state *th)
 {
 	th->sig = t->sig;
 	th->siginfo = t->siginfo;
@@ -174,6 +180,7 @@ static int collect_thread(const struct tracee *t, struct thread_state *th)
 	th->has_rseq = ptrace(PTRACE_GET_RSEQ_CONFIGURATION, t->tid, (void *)sizeof(th->rseq),
 			      &th->rseq) == (long)sizeof(th->rseq);
 	collect_scheduling(th);
+	wait_collect(ps, find_prep(ps, t->tid), th, &t->regs);
 	return 0;
 }
 
@@ -311,8 +318,9 @@ int threads_collect(struct pstate *ps, struct tracees *ts, struct usnap_err *err
 {
 	struct remote_job jobs[THREADS_AT_ONCE];
 
+	ps->stopped_ns = now_ns();
 	for (size_t i = 0; i < ts->n; i++) {
-		int r = collect_thread(&ts->t[i], &ps->threads[i]);
+		int r = collect_thread(ps, &ts->t[i], &ps->threads[i]);
 		if (r < 0)
 			return usnap_fail_errno(err, r, "cannot read the state of thread %d",
 						(int)ts->t[i].tid);
@@ -422,21 +430,6 @@ static void name_json(json_t *o, const char *status)
 	json_set_textn(o, "comm", name, n);
 }
 
-/* A call that the stop has interrupted: whether and how the kernel would have
- * started it again (include/linux/errno.h). */
-static json_t *interrupted_json(const struct user_regs_struct *regs)
-{
-	static const char *const how[] = {[0] = "restart", /* ERESTARTSYS */
-					  [1] = "restart", /* ERESTARTNOINTR */
-					  [2] = "restart", /* ERESTARTNOHAND */
-					  [4] = "restart-block"}; /* ERESTART_RESTARTBLOCK */
-	int64_t result = (int64_t)regs->rax;
-
-	if ((int64_t)regs->orig_rax < 0 || result > -512 || result < -516 || !how[-512 - result])
-		return NULL;
-	return json_pack("{s:I,s:s}", "nr", (json_int_t)regs->orig_rax, "how", how[-512 - result]);
-}
-
 static void batch_json(const struct thread_state *th, json_t *o)
 {
 	if (th->has_altstack)
@@ -491,7 +484,7 @@ static json_t *thread_json(const struct pstate *ps, const struct thread_state *t
 	json_object_set_new(o, "pending", pending);
 	if (th->group_stop)
 		json_object_set_new(o, "stopped_by", json_integer(th->group_stop));
-	json_t *interrupted = interrupted_json(&th->regs);
+	json_t *interrupted = wait_json(ps, prep, th);
 	if (interrupted)
 		json_object_set_new(o, "interrupted_call", interrupted);
 	if (text_number(status, "Seccomp", 0, 10, &v))
@@ -525,9 +518,12 @@ void threads_forget(struct pstate *ps)
 
 void threads_free(struct pstate *ps)
 {
-	for (size_t i = 0; i < ps->nr_preps; i++)
+	for (size_t i = 0; i < ps->nr_preps; i++) {
 		if (ps->preps[i].status_fd >= 0)
 			close(ps->preps[i].status_fd);
+		if (ps->preps[i].blocks_fd >= 0)
+			close(ps->preps[i].blocks_fd);
+	}
 	free(ps->preps);
 	threads_forget(ps);
 	for (size_t i = 0; i < ps->thread_room; i++)
