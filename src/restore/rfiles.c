@@ -381,6 +381,7 @@ void rfiles_free(struct rfiles *f)
 	free(f->descs);
 	free(f->order);
 	free(f->nodes);
+	free(f->nameless);
 	free(f->parked);
 	free(f);
 }
@@ -397,7 +398,7 @@ int rfiles_find(const struct restore *r, uint32_t dev_major, uint32_t dev_minor,
 		uint32_t prot)
 {
 	const struct rnode *n =
-		r->files ? rfiles_node(r->files, dev_major, dev_minor, inode) : NULL;
+		r->files ? runlinked_find(r->files, dev_major, dev_minor, inode) : NULL;
 
 	if (!n)
 		return -1;

@@ -134,7 +134,7 @@ int rfile_reopen(int fd, int flags)
 	char name[32];
 
 	snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
-	int r = open(name, flags | O_CLOEXEC | O_NOCTTY);
+	int r = open(name, (flags & ~O_NOFOLLOW) | O_CLOEXEC | O_NOCTTY);
 	return r < 0 ? -errno : r;
 }
 

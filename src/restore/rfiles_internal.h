@@ -94,6 +94,8 @@ struct rnode {
 	int keep_fd;
 	bool held; /* a FIFO that others have open */
 	const json_t *unlinked; /* of unlinked[]; may be NULL */
+	uint32_t map_major, map_minor; /* with unlinked: as in maps[] */
+	uint64_t map_inode;
 };
 
 /* A number of the process. */
@@ -111,6 +113,8 @@ struct rfiles {
 	struct rdesc **order; /* by inode */
 	struct rnode *nodes; /* ascending by device and inode */
 	size_t nr_nodes;
+	struct rnode **nameless; /* those in unlinked[] */
+	size_t nr_nameless;
 	struct rsockets *sockets;
 	json_t *unlinked; /* unlinked[]; may be NULL */
 	int tty; /* the restorer's terminal, or -1 */
@@ -214,6 +218,9 @@ void rinotify_forget(struct rdesc *d);
 
 /* Finds the elements of unlinked[]. */
 int runlinked_plan_all(struct restore *r, struct usnap_err *err);
+/* The node of such a file that maps[] names so, or NULL. */
+struct rnode *runlinked_find(const struct rfiles *f, uint32_t dev_major, uint32_t dev_minor,
+			     uint64_t inode);
 int runlinked_plan(struct restore *r, struct rdesc *d, struct usnap_err *err);
 int runlinked_make(struct restore *r, struct rdesc *d, int *ret_fd, struct usnap_err *err);
 int runlinked_settle(struct restore *r, struct rdesc *d, struct usnap_err *err);

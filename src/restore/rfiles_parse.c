@@ -13,7 +13,8 @@
 
 /* Of f_flags, what open(2) may be told again: never to create or to cut off. */
 #define REOPEN_FLAGS                                                                               \
-	(O_ACCMODE | O_APPEND | O_NONBLOCK | O_SYNC | O_DIRECT | O_NOATIME | O_PATH | O_DIRECTORY)
+	(O_ACCMODE | O_APPEND | O_NONBLOCK | O_SYNC | O_DIRECT | O_NOATIME | O_PATH |              \
+	 O_DIRECTORY | O_NOFOLLOW)
 
 static int out_of_memory(struct usnap_err *err)
 {

@@ -153,12 +153,17 @@ static int open_named(const char *path, int flags)
 
 int rpath_make(struct restore *r, struct rdesc *d, int *ret_fd, struct usnap_err *err)
 {
-	cleanup_fd int fd = open_named(d->path, d->flags | O_NOFOLLOW);
-	struct stat st;
+	struct stat seen, st;
 
+	/* Looked at first: to open a device can do something. O_NOFOLLOW would be seen in its flags. */
+	if (lstat(d->path, &seen) < 0)
+		return rfile_fail(err, -errno, d, "open");
+	if (!same_type(d, &seen))
+		return rfile_fail(err, -ESTALE, d, "open");
+	cleanup_fd int fd = open_named(d->path, d->flags);
 	if (fd < 0)
 		return rfile_fail(err, fd, d, "open");
-	if (fstat(fd, &st) < 0 || !same_type(d, &st))
+	if (fstat(fd, &st) < 0 || st.st_ino != seen.st_ino || st.st_dev != seen.st_dev)
 		return rfile_fail(err, -ESTALE, d, "open");
 	if (!(d->flags & O_PATH)) {
 		int ret = rfile_set_flags(fd, d->flags);
@@ -193,7 +198,7 @@ int rpath_plan_redirect(struct restore *r, struct rdesc *d, struct usnap_err *er
  * starts at its beginning. */
 int rpath_make_redirect(struct rdesc *d, int *ret_fd, struct usnap_err *err)
 {
-	cleanup_fd int fd = open_named(d->redirect, d->flags & ~O_DIRECTORY);
+	cleanup_fd int fd = open_named(d->redirect, d->flags & ~(O_DIRECTORY | O_NOFOLLOW));
 	struct stat st;
 
 	if (fd < 0)

@@ -57,6 +57,18 @@ static bool has_full_access(const struct rnode *n)
 	return false;
 }
 
+struct rnode *runlinked_find(const struct rfiles *f, uint32_t dev_major, uint32_t dev_minor,
+			     uint64_t inode)
+{
+	for (size_t i = 0; i < f->nr_nameless; i++) {
+		struct rnode *n = f->nameless[i];
+
+		if (n->map_inode == inode && n->map_major == dev_major && n->map_minor == dev_minor)
+			return n;
+	}
+	return NULL;
+}
+
 /* A memfd is sealed, and what is mapped is mapped, through a descriptor that may do both; where the
  * process had none any more, there is one for a while. */
 static int plan_kept(struct restore *r, struct usnap_err *err)
@@ -80,7 +92,7 @@ static int plan_kept(struct restore *r, struct usnap_err *err)
 		if ((ret = rjson_int_or(m, "inode", INT64_MIN, INT64_MAX, 0, &inode, err)) < 0 ||
 		    (ret = rfile_parse_dev(m, "dev", 16, &maj, &min, err)) < 0)
 			return ret;
-		struct rnode *n = inode ? rfiles_node(f, maj, min, (uint64_t)inode) : NULL;
+		struct rnode *n = inode ? runlinked_find(f, maj, min, (uint64_t)inode) : NULL;
 		if (n && is_nameless(n->d[0]) && n->keep_fd < 0 && !has_full_access(n))
 			n->keep_fd = f->keep_from + f->nr_keep++;
 	}
@@ -91,6 +103,9 @@ int runlinked_plan_all(struct restore *r, struct usnap_err *err)
 {
 	struct rfiles *f = r->files;
 
+	f->nameless = calloc(f->nr_nodes + 1, sizeof(struct rnode *));
+	if (!f->nameless)
+		return usnap_fail_errno(err, -ENOMEM, "cannot restore the descriptors");
 	for (size_t i = 0; i < json_array_size(f->unlinked); i++) {
 		const json_t *o = json_array_get(f->unlinked, i);
 		uint32_t maj, min;
@@ -101,36 +116,26 @@ int runlinked_plan_all(struct restore *r, struct usnap_err *err)
 		    (ret = rfile_parse_dev(o, "dev", 16, &maj, &min, err)) < 0)
 			return ret;
 		struct rnode *n = rfiles_node(f, maj, min, (uint64_t)inode);
-		if (n)
-			n->unlinked = o;
+		if (!n)
+			continue;
+		if (!n->unlinked)
+			f->nameless[f->nr_nameless++] = n;
+		n->unlinked = o;
+		/* Some file systems tell mappings another number than stat(2). */
+		n->map_major = maj;
+		n->map_minor = min;
+		if ((ret = rjson_int_or(o, "map_inode", INT64_MIN, INT64_MAX, inode, &inode, err)) <
+			    0 ||
+		    (json_object_get(o, "map_dev") &&
+		     (ret = rfile_parse_dev(o, "map_dev", 16, &n->map_major, &n->map_minor, err)) <
+			     0))
+			return ret;
+		n->map_inode = (uint64_t)inode;
 	}
 	return plan_kept(r, err);
 }
 
-/* The page size of a mapping of it that has huge pages. */
-static uint64_t find_huge(const struct restore *r, const struct rdesc *d)
-{
-	const json_t *maps = json_object_get(r->process, "maps");
-
-	for (size_t i = 0; i < json_array_size(maps); i++) {
-		const json_t *m = json_array_get(maps, i);
-		const char *kind = json_string_value(json_object_get(m, "kind"));
-		uint32_t maj, min;
-		int64_t inode, size;
-
-		if (kind && !strcmp(kind, "hugetlb") &&
-		    rjson_int(m, "inode", INT64_MIN, INT64_MAX, &inode, NULL) == 0 &&
-		    (uint64_t)inode == d->inode &&
-		    rfile_parse_dev(m, "dev", 16, &maj, &min, NULL) == 0 && maj == d->dev_major &&
-		    min == d->dev_minor &&
-		    rjson_int(m, "page_size", 1, INT64_C(1) << 40, &size, NULL) == 0)
-			return (uint64_t)size;
-	}
-	return 0;
-}
-
-static int parse(struct restore *r, const struct rdesc *d, struct rnameless *u,
-		 struct usnap_err *err)
+static int parse(const struct rdesc *d, struct rnameless *u, struct usnap_err *err)
 {
 	const json_t *o = d->node->unlinked;
 	json_t *content;
@@ -147,8 +152,10 @@ static int parse(struct restore *r, const struct rdesc *d, struct rnameless *u,
 	    (ret = rjson_word_or(content, "address", 0, &u->addr, err)) < 0 ||
 	    (ret = rjson_word_or(content, "size", 0, &u->len, err)) < 0)
 		return ret;
-	if (d->kind == RFILE_MEMFD)
-		u->huge = huge > sysconf(_SC_PAGESIZE) ? (uint64_t)huge : find_huge(r, d);
+	if (huge & (huge - 1))
+		return usnap_fail(err, -EBADMSG,
+				  "cannot restore: page_size of process.json is out of range");
+	u->huge = d->kind == RFILE_MEMFD ? (uint64_t)huge : 0;
 	return 0;
 }
 
@@ -156,10 +163,17 @@ int runlinked_plan(struct restore *r, struct rdesc *d, struct usnap_err *err)
 {
 	if (d->kind == RFILE_DIRECTORY || !d->node || d->node->d[0] != d)
 		return 0;
+	int ret;
 	struct rnameless *u = d->state = calloc(1, sizeof(*u));
 	if (!u)
 		return usnap_fail_errno(err, -ENOMEM, "cannot restore the descriptors");
-	return parse(r, d, u, err);
+	ret = parse(d, u, err);
+	if (ret < 0 || !u->size || d->node->unlinked)
+		return ret;
+	/* It may have another name, which nobody knows. */
+	return rfile_problem(r, err, RESTORE_REFUSE,
+			     d->kind == RFILE_MEMFD ? "memfd-content" : "deleted-file",
+			     "fd %d: the content of '%s' is not in the image", d->fd, d->path);
 }
 
 /* ---- in the builder ---------------------------------------------------------------- */
@@ -377,9 +391,9 @@ static int remap(struct finish *f, const struct rnode *n, int fd, bool after)
 
 		if (!json_is_true(json_object_get(m, "shared")) || !prot ||
 		    rjson_int(m, "inode", INT64_MIN, INT64_MAX, &inode, NULL) < 0 ||
-		    (uint64_t)inode != d->inode ||
-		    rfile_parse_dev(m, "dev", 16, &maj, &min, NULL) < 0 || maj != d->dev_major ||
-		    min != d->dev_minor || rjson_word(m, "start", &start, NULL) < 0 ||
+		    (uint64_t)inode != n->map_inode ||
+		    rfile_parse_dev(m, "dev", 16, &maj, &min, NULL) < 0 || maj != n->map_major ||
+		    min != n->map_minor || rjson_word(m, "start", &start, NULL) < 0 ||
 		    rjson_word(m, "end", &end, NULL) < 0 || end <= start ||
 		    rjson_int_or(m, "offset", 0, INT64_MAX, 0, &offset, NULL) < 0)
 			continue;
