@@ -49,7 +49,7 @@ int restore_problem(struct restore *r, enum restore_severity severity, const cha
 /* Judged anew by the parts of a restore, which know this machine. */
 static bool judged_now(const char *kind)
 {
-	static const char *const kinds[] = {"namespace"};
+	static const char *const kinds[] = {"namespace", "pidfd"};
 
 	for (size_t i = 0; i < ARRAY_SIZE(kinds); i++)
 		if (!strcmp(kinds[i], kind))
