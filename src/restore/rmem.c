@@ -273,8 +273,15 @@ static int count_pages(struct restore *r, struct rmem *m, struct usnap_err *err)
 	return 0;
 }
 
-/* What is not accessible in the end must be writable while it is filled; what is not filled comes
- * as it shall be, so that the kernel accounts for it no more than it did. */
+/* Private memory that was writable once is accounted for ever after, and neighbours of which one is
+ * and one is not do not merge. */
+static bool was_writable(const struct rmem_region *g)
+{
+	return !g->shared && region_has(g, VMF_AC) && !(g->prot & PROT_WRITE);
+}
+
+/* What is filled must be writable meanwhile. What is not comes as it shall be, so that the kernel
+ * accounts for no more than it did. */
 static void choose_protection(struct rmem *m)
 {
 	for (size_t i = 0; i < m->nr_regions; i++) {
@@ -282,11 +289,10 @@ static void choose_protection(struct rmem *m)
 
 		if (g->role != REGION_ANON && g->role != REGION_OBJECT)
 			g->skip = true;
-		g->map_prot = g->prot;
-		if (g->nr_pages && !g->skip) {
-			g->map_prot = PROT_READ | PROT_WRITE;
+		bool fill = g->nr_pages && !g->skip;
+		g->map_prot = fill || was_writable(g) ? PROT_READ | PROT_WRITE : g->prot;
+		if (fill)
 			m->fill_pages += g->nr_pages;
-		}
 	}
 }
 

@@ -64,7 +64,7 @@ static void map_anonymous(struct rmem_calls *c, const struct rmem_region *g)
 	if (g->kind == VMA_HUGETLB)
 		flags |= MAP_HUGETLB | huge_shift(g->page_size) << MAP_HUGE_SHIFT;
 	if (region_has(g, VMF_GD))
-		flags |= MAP_GROWSDOWN | MAP_STACK;
+		flags |= MAP_GROWSDOWN; /* MAP_STACK would mean: no huge pages (6.7) */
 	calls_room(c, 2);
 	/* Where the kernel does not know it, ordinary memory will do: the second call fails when
 	 * the first has not. */
