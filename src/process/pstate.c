@@ -44,7 +44,8 @@
  *		cap_bounding cap_ambient no_new_privs}  real, effective, saved, file system
  *		registers are in threads/TID.notes
  *  mapped_files[] path dev inode size mtime_ns build_id (hex, or null): files that have a
- *		name and are mapped, each once, looked at a moment before T0
+ *		name and are mapped, each once, looked at right after T0; size and mtime_ns:
+ *		null when it could not be found any more
  *  unlinked[]	dev inode path kind mode uid gid size mtime_ns [seals page_size]
  *		content {address size}: each regular file without a name, memfd and shared
  *		anonymous memory that descriptors or mappings refer to, once; dev and inode are
@@ -372,6 +373,19 @@ static json_t *children_json(const struct pstate *ps)
 	return a;
 }
 
+/* The kernel's number of a device in /proc/PID/stat: minor 12 bits above 20, 8 below the major. */
+static void terminal_json(json_t *root, const char *stat)
+{
+	unsigned nr = (unsigned)stat_field(stat, 7);
+
+	if (nr)
+		json_object_set_new(root, "tty",
+				    json_pack("{s:o,s:i}", "rdev",
+					      json_sprintf("%u:%u", nr >> 8 & 0xfff,
+							   (nr & 0xff) | (nr >> 12 & 0xfff00)),
+					      "pgrp", (int)stat_field(stat, 8)));
+}
+
 static void identity_json(const struct pstate *ps, json_t *root, const char *status)
 {
 	const char *stat = span_text(ps->stat);
@@ -381,6 +395,7 @@ static void identity_json(const struct pstate *ps, json_t *root, const char *sta
 	json_object_set_new(root, "ppid", json_integer((json_int_t)stat_field(stat, 4)));
 	json_object_set_new(root, "pgid", json_integer((json_int_t)stat_field(stat, 5)));
 	json_object_set_new(root, "sid", json_integer((json_int_t)stat_field(stat, 6)));
+	terminal_json(root, stat);
 	json_object_set_new(root, "pid_ns", numbers_json(status, "NStgid"));
 	json_object_set_new(root, "pgid_ns", numbers_json(status, "NSpgid"));
 	json_object_set_new(root, "sid_ns", numbers_json(status, "NSsid"));
@@ -474,6 +489,7 @@ int pstate_finish(struct pstate *ps, json_t **ret, struct usnap_err *err)
 	signals_json(ps, root);
 	attributes_json(ps, root, status);
 	json_object_set_new(root, "files", files_json(ps));
+	json_object_set_new(root, "mapped_files", mapped_json(ps));
 	json_object_set_new(root, "unlinked", unlinked_json(ps));
 	json_object_set_new(root, "limits_of_restore", limits_of_restore_json(ps));
 	*ret = root;

@@ -397,6 +397,9 @@ enum fd_kind fd_classify(const char *link, const struct stat *st);
 bool fd_is_deleted(const struct fd_state *f);
 void fd_free(struct fd_state *f);
 
+/* pstate_mapped.c */
+json_t *mapped_json(const struct pstate *ps);
+
 /* pstate_unlinked.c */
 json_t *unlinked_json(const struct pstate *ps);
 void limit_unlinked(const struct pstate *ps, json_t *list);
