@@ -41,9 +41,7 @@ void fd_free(struct fd_state *f)
 		close(f->info_fd);
 	if (f->pipe_copy >= 0)
 		close(f->pipe_copy);
-	if (f->sock)
-		free(f->sock->data);
-	free(f->sock);
+	socket_free(f->sock);
 	free(f->data);
 }
 

@@ -70,9 +70,9 @@ static void limit_socket(json_t *l, const struct fd_state *f)
 	else if (f->sock && f->sock->has_rights)
 		limit_add(l, "descriptors-in-flight", "refuse",
 			  "fd %d: descriptors sent to the socket and not received yet", f->fd);
-	else if (f->sock && f->sock->queued > 0 && !f->sock->data_len)
-		limit_add(l, "socket-queue", "note", "fd %d: %s; %d bytes that wait in it are lost",
-			  f->fd, text, f->sock->queued);
+	else if (socket_queue_lost(f))
+		limit_add(l, "socket-queue", "note", "fd %d: %s; what waits in it is lost%s", f->fd,
+			  text, f->sock->data_len ? " in part" : "");
 	else if (f->sock && f->sock->domain != AF_UNIX && f->sock->domain != AF_INET &&
 		 f->sock->domain != AF_INET6 && f->sock->domain != AF_NETLINK)
 		limit_add(l, "socket-family", "refuse", "fd %d: socket of family %d", f->fd,

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <linux/inet_diag.h>
 #include <linux/netlink.h>
+#include <linux/openat2.h>
 #include <linux/sock_diag.h>
 #include <linux/unix_diag.h>
 #include <netinet/in.h>
@@ -17,6 +18,8 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "common/util.h"
@@ -102,6 +105,8 @@ static int take_unix(struct diag_list *l, const struct nlmsghdr *h)
 			memcpy(&q, payload, sizeof(q));
 			d->rqueue = q.udiag_rqueue;
 			d->wqueue = q.udiag_wqueue;
+		} else if (a->nla_type == UNIX_DIAG_SHUTDOWN && len >= 1) {
+			memcpy(&d->shutdown, payload, 1);
 		}
 		if (step >= left)
 			break;
@@ -265,6 +270,106 @@ static int attach(struct pstate *ps)
 	return 0;
 }
 
+/* ---- names in the file system --------------------------------------------- */
+
+struct unix_name {
+	char path[sizeof(((struct sockaddr_un *)0)->sun_path) + 1]; /* "": none there */
+	bool has_inode;
+	uint32_t inode; /* the low half of the socket file's */
+};
+
+/* Asks for the name of one socket. Left empty when the list does not say. */
+static void ask_name(int nl, uint64_t inode, struct unix_name *ret)
+{
+	_Alignas(struct nlmsghdr) char buf[1024];
+	struct {
+		struct nlmsghdr h;
+		struct unix_diag_req r;
+	} req = {{.nlmsg_len = sizeof(req),
+		  .nlmsg_type = SOCK_DIAG_BY_FAMILY,
+		  .nlmsg_flags = NLM_F_REQUEST},
+		 {.sdiag_family = AF_UNIX,
+		  .udiag_states = ~0u,
+		  .udiag_ino = (uint32_t)inode,
+		  .udiag_show = UDIAG_SHOW_NAME | UDIAG_SHOW_VFS,
+		  .udiag_cookie = {~0u, ~0u}}};
+
+	*ret = (struct unix_name){0};
+	ssize_t n = send(nl, &req, sizeof(req), 0) < 0 ? -1 : recv(nl, buf, sizeof(buf), 0);
+	const struct nlmsghdr *h = (const struct nlmsghdr *)buf;
+	if (n < (ssize_t)NLMSG_LENGTH(sizeof(struct unix_diag_msg)) || h->nlmsg_len > (size_t)n ||
+	    h->nlmsg_len < NLMSG_LENGTH(sizeof(struct unix_diag_msg)) ||
+	    h->nlmsg_type != SOCK_DIAG_BY_FAMILY)
+		return;
+	size_t left = h->nlmsg_len - NLMSG_LENGTH(sizeof(struct unix_diag_msg));
+	const struct nlattr *a =
+		(const struct nlattr *)((const struct unix_diag_msg *)NLMSG_DATA(h) + 1);
+	while (left >= sizeof(*a) && a->nla_len >= sizeof(*a) && a->nla_len <= left) {
+		const char *payload = (const char *)(a + 1);
+		size_t len = a->nla_len - sizeof(*a), step = NLA_ALIGN(a->nla_len);
+		struct unix_diag_vfs vfs;
+
+		if (a->nla_type == UNIX_DIAG_NAME && len && payload[0]) {
+			memcpy(ret->path, payload, MIN(len, sizeof(ret->path) - 1));
+		} else if (a->nla_type == UNIX_DIAG_VFS && len >= sizeof(vfs)) {
+			memcpy(&vfs, payload, sizeof(vfs));
+			ret->inode = vfs.udiag_vfs_ino;
+			ret->has_inode = true;
+		}
+		if (step >= left)
+			break;
+		left -= step;
+		a = (const struct nlattr *)((const char *)a + step);
+	}
+}
+
+/* As the target sees the path: below its root, or from its working directory. */
+static int stat_as_target(const struct pstate *ps, const char *path, struct stat *st)
+{
+	struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
+			       .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
+	bool absolute = path[0] == '/';
+
+	cleanup_fd int dir =
+		openat(ps->t->procfd, absolute ? "root" : "cwd", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (dir < 0)
+		return -errno;
+	if (!absolute)
+		return fstatat(dir, path, st, AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
+	cleanup_fd int fd = (int)syscall(SYS_openat2, dir, path, &how, sizeof(how));
+	return fd < 0 || fstat(fd, st) < 0 ? -errno : 0;
+}
+
+/* A restore makes the file anew, with its mode and owner; unless it is not
+ * the socket's own any more: removed, or made by another process since. */
+static void look_at_files(struct pstate *ps, int nl)
+{
+	struct fd_table *t = &ps->prepared;
+
+	for (size_t i = 0; i < t->n; i++) {
+		struct sock_diag *d = (struct sock_diag *)t->v[i].diag;
+		struct unix_name name;
+		struct stat st;
+
+		if (t->v[i].kind != FD_SOCKET || !d || d->family != AF_UNIX || d->file_known ||
+		    !socket_needs_query(&t->v[i]))
+			continue;
+		ask_name(nl, d->inode, &name);
+		if (!name.path[0] || !name.has_inode)
+			continue;
+		int r = stat_as_target(ps, name.path, &st);
+		if (r < 0 && r != -ENOENT)
+			continue;
+		d->file_known = true;
+		d->file_there = r == 0 && S_ISSOCK(st.st_mode) && (uint32_t)st.st_ino == name.inode;
+		if (!d->file_there)
+			continue;
+		d->file_mode = st.st_mode & 07777;
+		d->file_uid = st.st_uid;
+		d->file_gid = st.st_gid;
+	}
+}
+
 int sockets_prepare(struct pstate *ps)
 {
 	struct diag_list l = {0};
@@ -280,5 +385,8 @@ int sockets_prepare(struct pstate *ps)
 	qsort(l.v, l.n, sizeof(*l.v), compare_inode);
 	ps->diag = l.v;
 	ps->nr_diag = l.n;
-	return attach(ps);
+	int r = attach(ps);
+	if (r == 0)
+		look_at_files(ps, nl);
+	return r;
 }

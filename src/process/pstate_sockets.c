@@ -6,64 +6,27 @@
  */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/netlink.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include "common/le.h"
 #include "common/util.h"
 #include "process/pstate_internal.h"
 
-#ifndef SO_BUF_LOCK
-#define SO_BUF_LOCK 72 /* Linux 5.14 */
-#endif
-
+#define TCP_STATE_SYN_SENT 2
 #define TCP_STATE_CLOSE 7 /* include/net/tcp_states.h; unix sockets use them too */
 #define TCP_STATE_LISTEN 10
-/* What is queued in a pair, copied out while the target stands still. */
-#define QUEUE_DATA_MAX MIB(1)
-
-/* Options that are an int. All of them are set again by a restore. */
-static const struct {
-	const char *name;
-	int level, option, family; /* family 0: any; -1: any but AF_UNIX, where it means nothing */
-} options[] = {
-	{"reuseaddr", SOL_SOCKET, SO_REUSEADDR, -1},
-	{"reuseport", SOL_SOCKET, SO_REUSEPORT, -1},
-	{"keepalive", SOL_SOCKET, SO_KEEPALIVE, -1},
-	{"broadcast", SOL_SOCKET, SO_BROADCAST, -1},
-	{"oobinline", SOL_SOCKET, SO_OOBINLINE, -1},
-	{"priority", SOL_SOCKET, SO_PRIORITY, -1},
-	{"rcvbuf", SOL_SOCKET, SO_RCVBUF, 0},
-	{"sndbuf", SOL_SOCKET, SO_SNDBUF, 0},
-	{"buf_lock", SOL_SOCKET, SO_BUF_LOCK, 0},
-	{"rcvlowat", SOL_SOCKET, SO_RCVLOWAT, 0},
-	{"passcred", SOL_SOCKET, SO_PASSCRED, AF_UNIX},
-	{"passsec", SOL_SOCKET, SO_PASSSEC, AF_UNIX},
-	{"mark", SOL_SOCKET, SO_MARK, -1},
-	{"timestamp", SOL_SOCKET, SO_TIMESTAMP, -1},
-	{"busy_poll", SOL_SOCKET, SO_BUSY_POLL, -1},
-	{"ip_tos", IPPROTO_IP, IP_TOS, AF_INET},
-	{"ip_ttl", IPPROTO_IP, IP_TTL, AF_INET},
-	{"ip_freebind", IPPROTO_IP, IP_FREEBIND, AF_INET},
-	{"ip_transparent", IPPROTO_IP, IP_TRANSPARENT, AF_INET},
-	{"ip_pktinfo", IPPROTO_IP, IP_PKTINFO, AF_INET},
-	{"ipv6_v6only", IPPROTO_IPV6, IPV6_V6ONLY, AF_INET6},
-	{"ipv6_tclass", IPPROTO_IPV6, IPV6_TCLASS, AF_INET6},
-	{"ipv6_recvpktinfo", IPPROTO_IPV6, IPV6_RECVPKTINFO, AF_INET6},
-	{"tcp_nodelay", IPPROTO_TCP, TCP_NODELAY, 0},
-	{"tcp_keepidle", IPPROTO_TCP, TCP_KEEPIDLE, 0},
-	{"tcp_keepintvl", IPPROTO_TCP, TCP_KEEPINTVL, 0},
-	{"tcp_keepcnt", IPPROTO_TCP, TCP_KEEPCNT, 0},
-	{"tcp_defer_accept", IPPROTO_TCP, TCP_DEFER_ACCEPT, 0},
-	{"tcp_user_timeout", IPPROTO_TCP, TCP_USER_TIMEOUT, 0},
-	{"tcp_fastopen", IPPROTO_TCP, TCP_FASTOPEN, 0},
-	{"tcp_cork", IPPROTO_TCP, TCP_CORK, 0},
-};
-_Static_assert(ARRAY_SIZE(options) <= SOCK_NR_OPTIONS, "SOCK_NR_OPTIONS");
+#define RCV_SHUTDOWN 1 /* include/net/sock.h */
+#define SEND_SHUTDOWN 2
+#ifndef SOL_NETLINK
+#define SOL_NETLINK 270
+#endif
 
 static bool is_connected(const struct sock_diag *d)
 {
@@ -77,10 +40,10 @@ bool socket_needs_query(const struct fd_state *f)
 
 	if (!d || !is_connected(d))
 		return true;
-	/* A connected UDP socket has no connection that could be lost. */
+	/* A connected datagram socket has no connection that could be lost. */
 	if (d->family != AF_UNIX)
 		return d->protocol != IPPROTO_TCP;
-	return f->pair_inside;
+	return f->pair_inside || d->type == SOCK_DGRAM;
 }
 
 /* ---- in the freeze ------------------------------------------------------- */
@@ -97,14 +60,12 @@ static void query_options(struct sock_state *s, int fd)
 {
 	socklen_t len;
 
-	for (size_t i = 0; i < ARRAY_SIZE(options); i++) {
-		if (options[i].family == -1 ? s->domain == AF_UNIX
-					    : options[i].family && options[i].family != s->domain)
-			continue;
-		if (options[i].level == IPPROTO_TCP && s->protocol != IPPROTO_TCP)
+	for (size_t i = 0; i < nr_sockopts; i++) {
+		if (!sockopt_applies(&sockopts[i], s->domain, s->protocol))
 			continue;
 		len = sizeof(int);
-		if (getsockopt(fd, options[i].level, options[i].option, &s->options[i], &len) == 0)
+		if (getsockopt(fd, sockopts[i].level, sockopts[i].option, &s->options[i], &len) ==
+		    0)
 			s->has_option |= UINT64_C(1) << i;
 	}
 	len = sizeof(s->linger);
@@ -113,34 +74,54 @@ static void query_options(struct sock_state *s, int fd)
 	getsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, s->rcvtimeo, &len);
 	len = sizeof(s->sndtimeo);
 	getsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, s->sndtimeo, &len);
-	if (s->domain == AF_UNIX)
+	if (s->domain != AF_INET && s->domain != AF_INET6)
 		return;
 	len = sizeof(s->device) - 1;
 	if (getsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, s->device, &len) < 0)
 		s->device[0] = '\0';
 	len = sizeof(s->congestion) - 1;
-	if (s->protocol == IPPROTO_TCP &&
+	if (sock_is_tcp(s->protocol) &&
 	    getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, s->congestion, &len) < 0)
 		s->congestion[0] = '\0';
 }
 
-/* A stream's queue as it stands; messages have borders that a copy would lose. */
-static void query_queue(struct sock_state *s, int fd)
+static void query_tcp(struct sock_state *s, int fd)
 {
-	if (ioctl(fd, FIONREAD, &s->queued) < 0)
-		s->queued = -1;
-	if (s->queued <= 0 || s->domain != AF_UNIX || s->type != SOCK_STREAM ||
-	    (size_t)s->queued > QUEUE_DATA_MAX)
+	struct tcp_info info = {0};
+	socklen_t len = sizeof(info);
+
+	if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) < 0)
 		return;
-	s->data = malloc((size_t)s->queued);
-	if (!s->data)
+	if (s->listening == 1) {
+		/* For a listener: connections that wait, and how many may. */
+		s->backlog = (int)info.tcpi_sacked;
+		s->waiting = (int)info.tcpi_unacked;
 		return;
-	struct iovec iov = {s->data, (size_t)s->queued};
-	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
-	ssize_t n = recvmsg(fd, &msg, MSG_PEEK | MSG_DONTWAIT);
-	if (n > 0)
-		s->data_len = (size_t)n;
-	s->has_rights = msg.msg_flags & MSG_CTRUNC;
+	}
+	/* A connection that was reset has no peer any more, but has heard of
+	 * one. A single answer to the first segment was a refusal. */
+	s->connecting = info.tcpi_state == TCP_STATE_SYN_SENT ||
+			(info.tcpi_segs_out == 1 && info.tcpi_segs_in == 1);
+	s->was_connected = info.tcpi_segs_in > 0;
+}
+
+static void query_netlink(struct sock_state *s, int fd)
+{
+	s->groups_len = sizeof(s->groups);
+	if (getsockopt(fd, SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, s->groups, &s->groups_len) < 0 ||
+	    s->groups_len > sizeof(s->groups))
+		s->groups_len = 0;
+}
+
+/* What it cannot read any more; what it cannot write tells its other end. */
+static void query_shutdown(struct sock_state *s, int fd)
+{
+	struct pollfd p = {.fd = fd, .events = POLLRDHUP};
+
+	if (s->type == SOCK_DGRAM || poll(&p, 1, 0) <= 0)
+		return;
+	s->shut_read = p.revents & POLLRDHUP;
+	s->shut_both = p.revents & POLLHUP;
 }
 
 void socket_query(struct fd_state *f, int fd)
@@ -159,20 +140,19 @@ void socket_query(struct fd_state *f, int fd)
 	s->has_peer = getpeername(fd, (struct sockaddr *)&s->peer, &s->peer_len) == 0;
 	s->backlog = s->queued = -1;
 	/* Connected since prepare: nothing more matters, and there may be many. */
-	if (s->has_peer && s->protocol == IPPROTO_TCP) {
+	if (s->has_peer && sock_is_tcp(s->protocol)) {
 		f->sock = s;
 		return;
 	}
 	query_options(s, fd);
-	if (s->listening == 1 && s->protocol == IPPROTO_TCP) {
-		struct tcp_info info = {0};
-		socklen_t len = sizeof(info);
-
-		/* For a listener: connections that wait, and how many may. */
-		if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0)
-			s->backlog = (int)info.tcpi_sacked;
-	} else if (s->listening != 1) {
-		query_queue(s, fd);
+	if (s->domain == AF_NETLINK)
+		query_netlink(s, fd);
+	else if (sock_is_tcp(s->protocol) && s->domain != AF_UNIX)
+		query_tcp(s, fd);
+	if (s->listening != 1) {
+		if (s->domain == AF_UNIX)
+			query_shutdown(s, fd);
+		socket_query_queue(s, fd);
 	}
 	f->sock = s;
 }
@@ -241,8 +221,9 @@ static void format_diag(const struct sock_diag *d, bool peer, char *buf, size_t 
 }
 
 /* {"raw": the sockaddr in hex, "text": for people, "path": AF_UNIX} */
-static json_t *address_json(const struct sockaddr_storage *ss, socklen_t len)
+json_t *socket_address_json(const void *address, socklen_t len)
 {
+	const struct sockaddr_storage *ss = address;
 	json_t *o = json_object();
 	char text[128];
 
@@ -269,9 +250,9 @@ static json_t *options_json(const struct sock_state *s)
 {
 	json_t *o = json_object();
 
-	for (size_t i = 0; i < ARRAY_SIZE(options); i++)
+	for (size_t i = 0; i < nr_sockopts; i++)
 		if (s->has_option >> i & 1)
-			json_object_set_new(o, options[i].name, json_integer(s->options[i]));
+			json_object_set_new(o, sockopts[i].name, json_integer(s->options[i]));
 	if (s->linger.onoff)
 		json_object_set_new(o, "linger_s", json_integer(s->linger.linger));
 	if (s->rcvtimeo[0] || s->rcvtimeo[1])
@@ -288,6 +269,45 @@ static json_t *options_json(const struct sock_state *s)
 	return o;
 }
 
+static json_t *groups_json(const struct sock_state *s)
+{
+	unsigned char le[sizeof(s->groups)];
+
+	for (size_t i = 0; i < s->groups_len / 4; i++)
+		le_put32(le + 4 * i, s->groups[i]);
+	return json_hex(le, s->groups_len / 4 * 4);
+}
+
+/* Who cannot read is told by poll(); who cannot write by the list, which is a
+ * little older, or by the other end of its pair. */
+static void shutdown_json(const struct fd_state *f, json_t *o)
+{
+	const struct sock_state *s = f->sock;
+	unsigned before = f->diag ? f->diag->shutdown : 0;
+	bool no_read = s->shut_read || s->shut_both || before & RCV_SHUTDOWN;
+	bool no_write = s->shut_both || before & SEND_SHUTDOWN;
+
+	if (no_read || no_write)
+		json_object_set_new(o, "shutdown",
+				    json_string(!no_write  ? "read"
+						: !no_read ? "write"
+							   : "both"));
+}
+
+/* null: its name was removed, or is somebody else's. */
+static void file_json(const struct fd_state *f, json_t *o)
+{
+	const struct sock_diag *d = f->diag;
+
+	if (d && d->file_known)
+		json_object_set_new(o, "file",
+				    d->file_there ? json_pack("{s:o,s:I,s:I}", "mode",
+							      json_sprintf("0o%o", d->file_mode),
+							      "uid", (json_int_t)d->file_uid, "gid",
+							      (json_int_t)d->file_gid)
+						  : json_null());
+}
+
 static json_t *queried_json(const struct fd_state *f)
 {
 	const struct sock_state *s = f->sock;
@@ -296,21 +316,30 @@ static json_t *queried_json(const struct fd_state *f)
 			      s->listening == 1);
 
 	if (s->has_local)
-		json_object_set_new(o, "local", address_json(&s->local, s->local_len));
+		json_object_set_new(o, "local", socket_address_json(&s->local, s->local_len));
 	if (s->has_peer)
-		json_object_set_new(o, "peer", address_json(&s->peer, s->peer_len));
-	json_object_set_new(o, "connected", json_boolean(s->has_peer));
-	/* A unix listener's backlog is in the lists only. */
-	int backlog = s->backlog;
-	if (backlog < 0 && s->listening == 1 && f->diag)
+		json_object_set_new(o, "peer", socket_address_json(&s->peer, s->peer_len));
+	json_object_set_new(o, "connected", json_boolean(s->has_peer || s->was_connected));
+	if (s->connecting)
+		json_object_set_new(o, "connecting", json_true());
+	/* A unix listener's numbers are in the lists only. */
+	int backlog = s->backlog, waiting = s->waiting;
+	if (backlog < 0 && s->listening == 1 && f->diag) {
 		backlog = (int)f->diag->wqueue;
+		waiting = (int)f->diag->rqueue;
+	}
 	if (s->listening == 1 && backlog >= 0)
 		json_object_set_new(o, "backlog", json_integer(backlog));
+	if (s->listening == 1 && waiting > 0)
+		json_object_set_new(o, "waiting", json_integer(waiting));
 	json_object_set_new(o, "options", options_json(s));
-	if (s->queued > 0)
-		json_object_set_new(o, "queued", json_integer(s->queued));
-	if (s->data_len)
-		json_object_set_new(o, "data", json_hex(s->data, s->data_len));
+	if (s->groups_len)
+		json_object_set_new(o, "groups", groups_json(s));
+	if (s->domain == AF_UNIX) {
+		shutdown_json(f, o);
+		file_json(f, o);
+	}
+	socket_queue_json(s, o);
 	return o;
 }
 
@@ -328,6 +357,8 @@ json_t *socket_json(const struct fd_state *f)
 		json_object_set_new(o, "protocol", json_integer(d->protocol));
 		json_object_set_new(o, "listening", json_boolean(d->state == TCP_STATE_LISTEN));
 		json_object_set_new(o, "connected", json_boolean(is_connected(d)));
+		if (d->family != AF_UNIX && d->state == TCP_STATE_SYN_SENT)
+			json_object_set_new(o, "connecting", json_true());
 	}
 	if (d->family == AF_UNIX && d->peer_inode)
 		json_object_set_new(o, "peer_inode", json_integer((json_int_t)d->peer_inode));
@@ -345,7 +376,7 @@ static const char *protocol_name(int family, int type, int protocol)
 	if (family == AF_UNIX)
 		return "unix";
 	if (family == AF_INET || family == AF_INET6)
-		return protocol == IPPROTO_TCP ? "TCP" : protocol == IPPROTO_UDP ? "UDP" : "raw IP";
+		return sock_is_tcp(protocol) ? "TCP" : protocol == IPPROTO_UDP ? "UDP" : "raw IP";
 	return family_name(family) ? family_name(family) : "socket";
 }
 
@@ -359,7 +390,9 @@ void socket_describe(const struct fd_state *f, char *buf, size_t room, bool *ret
 	if (s) {
 		format_address(&s->local, from, sizeof(from));
 		format_address(&s->peer, to, sizeof(to));
-		*ret_connected = s->has_peer && s->type != SOCK_DGRAM && !f->pair_inside;
+		*ret_connected = (s->has_peer && s->type != SOCK_DGRAM && !f->pair_inside &&
+				  s->domain != AF_NETLINK) ||
+				 s->was_connected;
 		snprintf(buf, room, "%s %s%s%s", protocol_name(s->domain, s->type, s->protocol),
 			 from, to[0] ? " -> " : "", to);
 	} else if (d) {

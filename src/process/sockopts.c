@@ -26,7 +26,6 @@ const struct sockopt sockopts[] = {
 	{"broadcast", SOL_SOCKET, SO_BROADCAST, -1, SOCKOPT_EARLY},
 	{"oobinline", SOL_SOCKET, SO_OOBINLINE, -1, 0},
 	{"dontroute", SOL_SOCKET, SO_DONTROUTE, -1, 0},
-	{"priority", SOL_SOCKET, SO_PRIORITY, -1, SOCKOPT_SOFT},
 	{"rcvbuf", SOL_SOCKET, SO_RCVBUF, 0, SOCKOPT_APART},
 	{"sndbuf", SOL_SOCKET, SO_SNDBUF, 0, SOCKOPT_APART},
 	{"buf_lock", SOL_SOCKET, SO_BUF_LOCK, 0, SOCKOPT_APART},
@@ -40,6 +39,8 @@ const struct sockopt sockopts[] = {
 	{"timestampns", SOL_SOCKET, SO_TIMESTAMPNS, -1, 0},
 	{"busy_poll", SOL_SOCKET, SO_BUSY_POLL, -1, SOCKOPT_SOFT},
 	{"ip_tos", IPPROTO_IP, IP_TOS, AF_INET, 0},
+	/* Set by IP_TOS too. */
+	{"priority", SOL_SOCKET, SO_PRIORITY, -1, SOCKOPT_SOFT},
 	{"ip_ttl", IPPROTO_IP, IP_TTL, AF_INET, 0},
 	{"ip_freebind", IPPROTO_IP, IP_FREEBIND, AF_INET, SOCKOPT_EARLY},
 	{"ip_transparent", IPPROTO_IP, IP_TRANSPARENT, AF_INET, SOCKOPT_EARLY},

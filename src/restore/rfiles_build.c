@@ -181,6 +181,20 @@ static int make_null(const struct rdesc *d, int *ret_fd, struct usnap_err *err)
 	return 0;
 }
 
+static int make_socket(struct restore *r, const struct rdesc *d, int *ret_fd, struct usnap_err *err)
+{
+	int fd = -1, ret = rsockets_make(r->files->sockets, r, d->id, &fd, err);
+
+	if (ret < 0)
+		return ret;
+	if ((ret = rfile_set_flags(fd, d->flags)) < 0) {
+		close(fd);
+		return rfile_fail(err, ret, d, "open");
+	}
+	*ret_fd = fd;
+	return 0;
+}
+
 static int make(struct restore *r, struct rdesc *d, int *ret_fd, struct usnap_err *err)
 {
 	switch (d->how) {
@@ -194,7 +208,7 @@ static int make(struct restore *r, struct rdesc *d, int *ret_fd, struct usnap_er
 		break;
 	}
 	if (d->kind == RFILE_SOCKET)
-		return rsockets_make(r->files->sockets, r, d->id, ret_fd, err);
+		return make_socket(r, d, ret_fd, err);
 	if (d->deleted && (d->kind == RFILE_REGULAR || d->kind == RFILE_DIRECTORY))
 		return runlinked_make(r, d, ret_fd, err);
 	return rfile_ops[d->kind].make(r, d, ret_fd, err);

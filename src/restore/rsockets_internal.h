@@ -101,6 +101,8 @@ struct rsocket {
 	struct rsock_undo *undo; /* with path */
 
 	struct rsocket *other; /* RSOCK_PAIR */
+	struct rsocket *listener; /* RSOCK_PAIR: accepted from it */
+	bool accepts; /* it is the listener of some */
 	int held; /* in the builder: made, kept for later; -1 */
 	bool asked; /* handed out */
 	char text[192]; /* for messages: "TCP 127.0.0.1:80" */

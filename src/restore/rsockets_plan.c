@@ -98,6 +98,29 @@ static int set_kinds(struct rsockets *s, struct usnap_err *err)
 	return 0;
 }
 
+/* An accepted connection has the name of its listener. */
+static void find_listener(struct rsockets *s, struct rsocket *x)
+{
+	for (size_t i = 0; i < s->n && x->local.len > offsetof(struct sockaddr_un, sun_path); i++) {
+		struct rsocket *l = &s->v[i];
+
+		if (l->family != AF_UNIX || !l->listening || l->type != x->type ||
+		    l->local.len != x->local.len ||
+		    memcmp(&l->local.ss, &x->local.ss, x->local.len) != 0)
+			continue;
+		x->listener = l;
+		l->accepts = true;
+		return;
+	}
+}
+
+static void find_listeners(struct rsockets *s)
+{
+	for (size_t i = 0; i < s->n; i++)
+		if (s->v[i].kind == RSOCK_PAIR && s->v[i].type != SOCK_DGRAM)
+			find_listener(s, &s->v[i]);
+}
+
 /* What one end of a stream cannot read any more, the other cannot write. */
 static void agree_on_shutdown(struct rsockets *s)
 {
@@ -386,6 +409,7 @@ int rsockets_plan(struct rsockets **ret, struct restore *r, const json_t *files,
 	if (code == 0)
 		code = share_undo(s, err);
 	if (code == 0) {
+		find_listeners(s);
 		agree_on_shutdown(s);
 		code = check(s, r, err);
 	}
