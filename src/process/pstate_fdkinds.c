@@ -151,6 +151,15 @@ static void collect_terminal(struct fd_state *f, int fd)
 	f->has_winsize = ioctl(fd, TIOCGWINSZ, &ws) == 0;
 	if (f->has_winsize)
 		memcpy(f->winsize, &ws, sizeof(f->winsize));
+	f->tty_packet = f->tty_exclusive = f->tty_discipline = f->tty_queued = -1;
+	if (ioctl(fd, TIOCGPKT, &f->tty_packet) < 0)
+		f->tty_packet = -1;
+	if (ioctl(fd, TIOCGEXCL, &f->tty_exclusive) < 0)
+		f->tty_exclusive = -1;
+	if (ioctl(fd, TIOCGETD, &f->tty_discipline) < 0)
+		f->tty_discipline = -1;
+	if (ioctl(fd, FIONREAD, &f->tty_queued) < 0)
+		f->tty_queued = -1;
 	f->has_pty = ioctl(fd, TIOCGPTN, &f->pty_number) == 0;
 	if (f->has_pty && ioctl(fd, TIOCGPTLCK, &f->pty_locked) < 0)
 		f->pty_locked = 0;
@@ -226,7 +235,41 @@ void fd_collect_kind(struct pstate *ps, struct fd_state *f)
 
 /* ---- afterwards ---------------------------------------------------------- */
 
-static json_t *pipe_json(struct fd_state *f)
+/* A read ends with a packet where there are packets, and with the content where there are none. */
+static void read_pipe_copy(struct fd_state *f)
+{
+	size_t want = MIN((size_t)f->pipe_queued, PIPE_DATA_MAX), room = 0;
+
+	f->data = malloc(MAX(want, (size_t)1));
+	while (f->data && f->data_len < want) {
+		ssize_t n = read(f->pipe_copy, f->data + f->data_len, want - f->data_len);
+
+		if (n <= 0)
+			break;
+		if (f->nr_packets == room) {
+			room = room ? room * 2 : 16;
+			uint32_t *bigger = realloc(f->packets, room * sizeof(*bigger));
+			if (!bigger)
+				break;
+			f->packets = bigger;
+		}
+		f->packets[f->nr_packets++] = (uint32_t)n;
+		f->data_len += (size_t)n;
+	}
+}
+
+static bool in_packet_mode(const struct pstate *ps, const struct fd_state *f)
+{
+	for (size_t i = 0; i < ps->files.n; i++) {
+		const struct fd_state *g = &ps->files.v[i];
+
+		if (g->kind == f->kind && g->ino == f->ino && g->flags & O_DIRECT)
+			return true;
+	}
+	return f->nr_packets > 1;
+}
+
+static json_t *pipe_json(const struct pstate *ps, struct fd_state *f)
 {
 	json_t *o = json_object();
 
@@ -236,18 +279,16 @@ static json_t *pipe_json(struct fd_state *f)
 		json_object_set_new(o, "queued", json_integer(f->pipe_queued));
 	if (f->pipe_copy < 0)
 		return o;
-	if (!f->data) {
-		size_t want = MIN((size_t)f->pipe_queued, PIPE_DATA_MAX);
-
-		f->data = malloc(MAX(want, (size_t)1));
-		while (f->data && f->data_len < want) {
-			ssize_t n = read(f->pipe_copy, f->data + f->data_len, want - f->data_len);
-			if (n <= 0)
-				break;
-			f->data_len += (size_t)n;
-		}
-	}
+	if (!f->data)
+		read_pipe_copy(f);
 	json_object_set_new(o, "data", json_hex(f->data, f->data_len));
+	if (in_packet_mode(ps, f)) {
+		json_t *a = json_array();
+
+		for (size_t i = 0; i < f->nr_packets; i++)
+			json_array_append_new(a, json_integer(f->packets[i]));
+		json_object_set_new(o, "packets", a);
+	}
 	return o;
 }
 
@@ -293,30 +334,6 @@ static json_t *eventfd_json(const char *text)
 		json_object_set_new(o, "count", json_address(v));
 	set_number(o, "semaphore", text, "eventfd-semaphore", 10);
 	return o;
-}
-
-/* "tfd:        5 events:       19 data:                5  pos:0 ino:3b sdev:8" */
-static json_t *epoll_json(const char *text)
-{
-	json_t *a = json_array();
-
-	for (const char *s = text; s && *s;) {
-		int tfd;
-		unsigned events;
-		unsigned long long data, ino = 0;
-		long long pos;
-
-		if (sscanf(s, "tfd: %d events: %x data: %llx pos:%lli ino:%llx", &tfd, &events,
-			   &data, &pos, &ino) >= 3)
-			json_array_append_new(a, json_pack("{s:i,s:o,s:o,s:I}", "fd", tfd, "events",
-							   json_address(events), "data",
-							   json_address(data), "inode",
-							   (json_int_t)ino));
-		s = strchr(s, '\n');
-		if (s)
-			s++;
-	}
-	return json_pack("{s:o}", "set", a);
 }
 
 /* "inotify wd:1 ino:2f sdev:fe00000 mask:2 ignored_mask:0 fhandle-bytes:8
@@ -366,6 +383,14 @@ static json_t *terminal_json(const struct fd_state *f)
 		json_object_set_new(o, "winsize",
 				    json_pack("[i,i,i,i]", f->winsize[0], f->winsize[1],
 					      f->winsize[2], f->winsize[3]));
+	if (f->tty_packet >= 0)
+		json_object_set_new(o, "packet", json_boolean(f->tty_packet));
+	if (f->tty_exclusive >= 0)
+		json_object_set_new(o, "exclusive", json_boolean(f->tty_exclusive));
+	if (f->tty_discipline >= 0)
+		json_object_set_new(o, "discipline", json_integer(f->tty_discipline));
+	if (f->tty_queued >= 0)
+		json_object_set_new(o, "queued", json_integer(f->tty_queued));
 	if (f->has_pty) {
 		json_object_set_new(o, "pty", json_integer(f->pty_number));
 		json_object_set_new(o, "locked", json_boolean(f->pty_locked));
@@ -401,7 +426,7 @@ static json_t *locks_json(const char *text)
 	return a;
 }
 
-static json_t *kind_json(struct fd_state *f, const char *text)
+static json_t *kind_json(const struct pstate *ps, struct fd_state *f, const char *text)
 {
 	json_t *o;
 	uint64_t v;
@@ -409,11 +434,11 @@ static json_t *kind_json(struct fd_state *f, const char *text)
 	switch (f->kind) {
 	case FD_PIPE:
 	case FD_FIFO:
-		return pipe_json(f);
+		return pipe_json(ps, f);
 	case FD_EVENTFD:
 		return eventfd_json(text);
 	case FD_EPOLL:
-		return epoll_json(text);
+		return epoll_json(ps, f, text);
 	case FD_TIMERFD:
 		return timerfd_json(text);
 	case FD_SIGNALFD:
@@ -484,7 +509,7 @@ json_t *fd_json(struct pstate *ps, struct fd_state *f)
 	more = locks_json(text);
 	if (more)
 		json_object_set_new(o, "locks", more);
-	more = kind_json(f, text);
+	more = kind_json(ps, f, text);
 	if (more)
 		json_object_set_new(o, f->kind == FD_CHAR ? "terminal" : fd_kind_name(f->kind),
 				    more);

@@ -43,6 +43,8 @@ void fd_free(struct fd_state *f)
 		close(f->pipe_copy);
 	socket_free(f->sock);
 	free(f->data);
+	free(f->packets);
+	free(f->strays);
 }
 
 void files_free(struct fd_table *t)
@@ -206,6 +208,21 @@ static void raise_descriptor_limit(void)
 	}
 }
 
+static int prepare_epoll_sets(struct pstate *ps)
+{
+	struct fd_table *t = &ps->prepared;
+	int r = 0;
+
+	for (size_t i = 0; i < t->n && r == 0; i++) {
+		struct span span;
+
+		if (t->v[i].kind == FD_EPOLL && t->v[i].info_fd >= 0 &&
+		    arena_pread(&ps->arena, t->v[i].info_fd, &span) == 0)
+			r = epoll_prepare(ps, &t->v[i], span_text(span));
+	}
+	return r;
+}
+
 int files_prepare(struct pstate *ps)
 {
 	struct rlimit rl = {.rlim_cur = 1024};
@@ -248,12 +265,12 @@ int files_prepare(struct pstate *ps)
 		parse_info(f, span_text(span));
 	}
 	int r = number_descriptions(ps, t, false);
-	if (r < 0)
-		return r;
-	for (size_t i = 0; i < t->n; i++)
+	if (r == 0)
+		r = prepare_epoll_sets(ps);
+	for (size_t i = 0; i < t->n && r == 0; i++)
 		if (t->v[i].kind == FD_SOCKET)
 			return sockets_prepare(ps);
-	return 0;
+	return r;
 }
 
 /* ---- in the freeze ------------------------------------------------------- */

@@ -230,6 +230,13 @@ struct sock_diag {
 	gid_t file_gid;
 };
 
+/* An entry of an epoll set whose number does not name the file any more, or names another. */
+struct epoll_stray {
+	int tfd; /* as it was added */
+	uint64_t ino, data;
+	int fd; /* a descriptor of the file, or -1 */
+};
+
 struct fd_state {
 	int fd;
 	enum fd_kind kind;
@@ -254,6 +261,11 @@ struct fd_state {
 	int seals, pty_number, pty_locked, owner_type, owner_pid, owner_sig;
 	unsigned char termios[36]; /* struct termios of the kernel */
 	uint16_t winsize[4];
+	int tty_packet, tty_exclusive, tty_discipline, tty_queued; /* -1: not asked */
+	uint32_t *packets; /* lengths of what was read of a pipe, call by call */
+	size_t nr_packets;
+	struct epoll_stray *strays; /* of an epoll set, before the freeze */
+	size_t nr_strays;
 };
 
 struct fd_table {
@@ -396,6 +408,10 @@ const char *fd_kind_name(enum fd_kind kind);
 enum fd_kind fd_classify(const char *link, const struct stat *st);
 bool fd_is_deleted(const struct fd_state *f);
 void fd_free(struct fd_state *f);
+
+/* pstate_epoll.c: before the freeze, and afterwards */
+int epoll_prepare(struct pstate *ps, struct fd_state *f, const char *text);
+json_t *epoll_json(const struct pstate *ps, const struct fd_state *f, const char *text);
 
 /* pstate_mapped.c */
 json_t *mapped_json(const struct pstate *ps);

@@ -82,6 +82,15 @@ static void limit_socket(json_t *l, const struct fd_state *f)
 			  f->link);
 }
 
+static bool is_own_pidfd(const struct pstate *ps, const struct fd_state *f)
+{
+	uint64_t pid;
+
+	/* -1: of a process that has ended. */
+	return text_number(span_text(f->info), "Pid", 0, 10, &pid) &&
+	       (pid == (uint64_t)ps->t->pid || (int32_t)pid == -1);
+}
+
 static void limit_file(const struct pstate *ps, json_t *l, const struct fd_state *f)
 {
 	static const struct {
@@ -107,7 +116,7 @@ static void limit_file(const struct pstate *ps, json_t *l, const struct fd_state
 	    !(f->flags & O_PATH))
 		limit_add(l, "device", "refuse", "fd %d: %s: what the device knows of it is lost",
 			  f->fd, f->link);
-	if (f->kind == FD_PIDFD)
+	if (f->kind == FD_PIDFD && !is_own_pidfd(ps, f))
 		limit_add(l, "pidfd", "refuse", "fd %d: refers to a process", f->fd);
 	if (f->kind == FD_NAMESPACE)
 		limit_add(l, "namespace", "note", "fd %d: %s", f->fd, f->link);
@@ -122,6 +131,10 @@ static void limit_file(const struct pstate *ps, json_t *l, const struct fd_state
 	if (f->kind == FD_PIPE && !pipe_has_other_end(ps, f))
 		limit_add(l, "pipe-outside", "note",
 			  "fd %d: the other end of %s is held by somebody else", f->fd, f->link);
+	if (f->kind == FD_CHAR && f->has_termios && f->tty_queued > 0)
+		limit_add(l, "terminal-queue", "note",
+			  "fd %d: %s: %d bytes that wait to be read are lost", f->fd, f->link,
+			  f->tty_queued);
 	if (f->kind == FD_INOTIFY && f->pipe_queued > 0)
 		limit_add(l, "inotify-queue", "note",
 			  "fd %d: %d bytes of events that wait are lost", f->fd, f->pipe_queued);
@@ -228,9 +241,23 @@ static void limit_namespaces(const struct pstate *ps, json_t *l)
 	}
 }
 
+/* The first process of a PID namespace ends with all others in it, which it has to take over. */
+static void limit_init(const struct pstate *ps, json_t *l)
+{
+	uint64_t pid = 0, v;
+
+	for (unsigned n = 0; text_number(span_text(ps->threads[0].status), "NStgid", n, 10, &v);
+	     n++)
+		pid = v;
+	if (pid == 1)
+		limit_add(l, "pid-namespace-init", "refuse",
+			  "it is the first process of its PID namespace");
+}
+
 static void limit_process(const struct pstate *ps, json_t *l)
 {
 	limit_namespaces(ps, l);
+	limit_init(ps, l);
 	if (ends_deleted(ps->cwd))
 		limit_add(l, "deleted-directory", "refuse", "its working directory %s", ps->cwd);
 	if (ps->children && strspn(ps->children, " ") != strlen(ps->children))
