@@ -69,7 +69,8 @@
  *  files[]	fd type path flags cloexec offset description (equal: one open file
  *		description) dev inode mode size mtime_ns rdev deleted
  *		owner {type pid signo}  locks[] {kind mode type pid start [end]}
- *		pipe|fifo {size queued data(hex) packets[]: lengths, in packet mode}
+ *		pipe|fifo {size queued data(hex) packets[]: lengths, in packet mode
+ *		closed: true when nobody has the other end}
  *		eventfd {count semaphore}
  *		epoll {set[] {fd events data inode description}}: fd is the number under which
  *		it was added; description: that of the file; null: no descriptor is left of it

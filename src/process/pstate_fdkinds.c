@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <linux/memfd.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -118,9 +119,11 @@ bool fd_is_deleted(const struct fd_state *f)
  * read out of our own pipe when the target runs again. */
 static void collect_pipe(struct fd_state *f, int fd)
 {
+	struct pollfd p = {.fd = fd};
 	int ends[2];
 
 	f->pipe_size = fcntl(fd, F_GETPIPE_SZ);
+	f->pipe_closed = poll(&p, 1, 0) == 1 && p.revents & (POLLHUP | POLLERR);
 	if (ioctl(fd, FIONREAD, &f->pipe_queued) < 0)
 		f->pipe_queued = -1;
 	if (f->pipe_queued <= 0 || (f->flags & O_ACCMODE) == O_WRONLY ||
@@ -277,6 +280,8 @@ static json_t *pipe_json(const struct pstate *ps, struct fd_state *f)
 		json_object_set_new(o, "size", json_integer(f->pipe_size));
 	if (f->pipe_queued >= 0)
 		json_object_set_new(o, "queued", json_integer(f->pipe_queued));
+	if (f->pipe_closed)
+		json_object_set_new(o, "closed", json_true());
 	if (f->pipe_copy < 0)
 		return o;
 	if (!f->data)

@@ -254,6 +254,7 @@ struct fd_state {
 	bool pair_inside; /* a unix socket whose peer the target holds too */
 	struct sock_state *sock;
 	int pipe_size, pipe_queued; /* -1: not asked */
+	bool pipe_closed; /* nobody has its other end */
 	int pipe_copy; /* our pipe that tee(2) filled, or -1 */
 	unsigned char *data; /* of a pipe, read from pipe_copy */
 	size_t data_len;

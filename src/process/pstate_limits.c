@@ -128,7 +128,7 @@ static void limit_file(const struct pstate *ps, json_t *l, const struct fd_state
 			  f->link);
 	if (fd_is_deleted(f) && f->kind == FD_DIRECTORY)
 		limit_add(l, "deleted-directory", "refuse", "fd %d: %s", f->fd, f->link);
-	if (f->kind == FD_PIPE && !pipe_has_other_end(ps, f))
+	if (f->kind == FD_PIPE && !f->pipe_closed && !pipe_has_other_end(ps, f))
 		limit_add(l, "pipe-outside", "note",
 			  "fd %d: the other end of %s is held by somebody else", f->fd, f->link);
 	if (f->kind == FD_CHAR && f->has_termios && f->tty_queued > 0)

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include "common/util.h"
 #include "restore/rfiles_internal.h"
@@ -163,6 +164,16 @@ static bool same_thing(const struct rdesc *a, const struct rdesc *b)
 	return a->inode == b->inode && a->dev_major == b->dev_major && a->dev_minor == b->dev_minor;
 }
 
+/* May the restorer's own descriptor stand for one of the process? Whoever reads a pipe waits for
+ * its end, and is not to wait for a process that goes its own way. */
+static bool may_inherit(const struct rfiles *f, int fd)
+{
+	struct stat st;
+
+	return fstat(fd, &st) == 0 &&
+	       !(f->detached && (S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode)));
+}
+
 /* The number 0 to 2 of the restorer that stands for d; -1: none. */
 static int own_number(const struct rfiles *f, const struct rdesc *d)
 {
@@ -173,7 +184,7 @@ static int own_number(const struct rfiles *f, const struct rdesc *d)
 		const struct rdesc *e = s ? &f->descs[s->desc] : NULL;
 
 		if (e && same_thing(d, e) && e->how != RFILE_REDIRECTED &&
-		    (e->how == RFILE_MADE || e->own == fd) && fcntl(fd, F_GETFD) >= 0 &&
+		    (e->how == RFILE_MADE || e->own == fd) && may_inherit(f, fd) &&
 		    (own < 0 || d->kind != RFILE_CHAR) && rdesc_writes(d) == rdesc_writes(e))
 			own = fd;
 	}
@@ -189,7 +200,7 @@ static int replace_outside(struct rfiles *f, size_t desc, struct usnap_err *err)
 	for (int fd = 0; fd <= 2 && ret == 0; fd++) {
 		struct rslot *s = (struct rslot *)rfiles_slot(f, fd);
 
-		if (s && s->desc == desc && fcntl(fd, F_GETFD) >= 0)
+		if (s && s->desc == desc && may_inherit(f, fd))
 			ret = split(f, s, RFILE_INHERITED, NULL, fd, err);
 	}
 	struct rdesc *d = &f->descs[desc];
@@ -202,15 +213,16 @@ static int replace_outside(struct rfiles *f, size_t desc, struct usnap_err *err)
 
 static bool pipe_lies_outside(const struct rdesc *d)
 {
-	bool reads = false, writes = false;
+	bool reads = false, writes = false, closed = false;
 
 	if (d->kind != RFILE_PIPE)
 		return false;
 	for (size_t i = 0; d->node && i < d->node->n; i++) {
 		reads |= rdesc_reads(d->node->d[i]);
 		writes |= rdesc_writes(d->node->d[i]);
+		closed |= json_is_true(json_object_get(d->node->d[i]->more, "closed"));
 	}
-	return !reads || !writes;
+	return !closed && (!reads || !writes);
 }
 
 static int replace_all_outside(struct rfiles *f, struct usnap_err *err)
@@ -343,6 +355,7 @@ static int plan(struct restore *r, struct usnap_err *err)
 	    (ret = rjson_int_or(r->process, "pid", 0, INT32_MAX, r->pid, &f->image_pid, err)) < 0 ||
 	    (ret = rfiles_group(r, files, err)) < 0 || (ret = redirect(r, err)) < 0)
 		return ret;
+	f->detached = r->o->detach;
 	rtty_find_own(f, r->o->detach);
 	if ((ret = drop_unused(f, err)) < 0 || (ret = build_nodes(f, err)) < 0 ||
 	    (ret = replace_all_outside(f, err)) < 0 || (ret = drop_unused(f, err)) < 0 ||

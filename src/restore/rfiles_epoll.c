@@ -3,8 +3,8 @@
  *
  * An entry belongs to a number and the open file description that the number
  * had when it was added; the description may have gone on under another
- * number since, and the number to another file. The inode that the kernel
- * tells with each entry shows it.
+ * number since, and the number to another file. The image says which
+ * description it was ("description"), one of an earlier build the inode only.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -24,6 +24,7 @@ enum {
 
 struct entry {
 	int fd;
+	int64_t description; /* -1: not told, -2: closed */
 	bool has_inode;
 	uint64_t inode;
 	struct epoll_event event;
@@ -50,7 +51,8 @@ static int parse_entry(const json_t *o, struct entry *e, struct usnap_err *err)
 	e->event.data.u64 = data;
 	e->inode = (uint64_t)inode;
 	e->has_inode = inode != 0;
-	return 0;
+	const json_t *told = json_object_get(o, "description");
+	return rjson_int_or(o, "description", 0, INT64_MAX, told ? -2 : -1, &e->description, err);
 }
 
 static bool is_at(const struct rfiles *f, const struct entry *e, int fd)
@@ -58,14 +60,23 @@ static bool is_at(const struct rfiles *f, const struct entry *e, int fd)
 	const struct rslot *s = rfiles_slot(f, fd);
 	const struct rdesc *d = s ? &f->descs[s->desc] : NULL;
 
+	if (d && e->description >= 0)
+		return d->id == e->description;
 	return d && (!e->has_inode || !d->has_stat || d->inode == e->inode);
 }
 
 /* Where the description is now that had the number of e when e was added; -1: nowhere. */
 static int number_of(const struct rfiles *f, const struct entry *e)
 {
+	if (e->description == -2)
+		return -1;
 	if (is_at(f, e, e->fd))
 		return e->fd;
+	for (size_t i = 0; i < f->nr_descs && e->description >= 0; i++)
+		if (f->descs[i].id == e->description)
+			return f->descs[i].fd;
+	if (e->description >= 0)
+		return -1;
 	for (size_t i = 0; i < f->nr_nodes && e->has_inode; i++)
 		if (f->nodes[i].d[0]->inode == e->inode)
 			return f->nodes[i].d[0]->fd;

@@ -120,6 +120,7 @@ struct rfiles {
 	int tty; /* the restorer's terminal, or -1 */
 	bool own_tty; /* opened here: to be closed */
 	bool foreground; /* the restorer may set the terminal's modes */
+	bool detached;
 	int64_t image_pid; /* of the process as the snapshotter saw it */
 
 	int keep_from, nr_keep; /* numbers that nodes keep for a while: rnode.keep_fd */

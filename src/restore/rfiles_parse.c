@@ -103,6 +103,8 @@ static int parse_description(struct rdesc *d, const json_t *o, struct usnap_err 
 		return out_of_memory(err);
 	d->kind = kind_by_name(type);
 	d->flags = (int)(flags & REOPEN_FLAGS);
+	if (d->kind != RFILE_DIRECTORY)
+		d->flags &= ~O_DIRECTORY; /* of O_TMPFILE */
 	d->async = flags & O_ASYNC;
 	if (d->deleted)
 		strip_deleted(d->path);

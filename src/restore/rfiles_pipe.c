@@ -1,9 +1,8 @@
 /*
  * Pipes whose both ends the process had, and FIFOs.
  *
- * What is queued in a pipe is written into it again. In packet mode
- * (O_DIRECT, pipe2(2)) the content is one packet, or as many as PIPE_BUF makes
- * of it: where one ended the image does not tell.
+ * What is queued in a pipe is written into it again, packet by packet where
+ * there are packets (O_DIRECT, pipe2(2)).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -27,6 +26,7 @@ struct rpipe {
 	int64_t size; /* F_SETPIPE_SZ; 0: not known */
 	int end[2]; /* in the builder, parked */
 	bool given[2]; /* a description of the process has it */
+	json_t *packets; /* their lengths, or NULL: it is one stream */
 	size_t len;
 	unsigned char data[];
 };
@@ -40,7 +40,8 @@ static int parse_content(struct restore *r, struct rnode *n, struct usnap_err *e
 {
 	cleanup_free unsigned char *data = NULL;
 	int64_t size = 0, queued = 0;
-	bool packets = false;
+	bool read = false;
+	json_t *packets = NULL;
 	size_t len = 0;
 
 	for (size_t i = 0; i < n->n; i++) {
@@ -48,15 +49,17 @@ static int parse_content(struct restore *r, struct rnode *n, struct usnap_err *e
 		int64_t q = 0;
 		int ret = 0;
 
+		read |= rdesc_reads(d);
 		if (!d->more)
 			continue;
-		packets |= d->flags & O_DIRECT;
 		if (!size)
 			ret = rjson_int_or(d->more, "size", 0, MAX_PIPE, 0, &size, err);
 		if (ret == 0)
 			ret = rjson_int_or(d->more, "queued", 0, MAX_PIPE, 0, &q, err);
 		if (ret == 0 && !data)
 			ret = rjson_hex(d->more, "data", MAX_PIPE, &data, &len, err);
+		if (ret == 0 && !packets)
+			ret = rjson_array(d->more, "packets", MAX_PIPE, &packets, err);
 		if (ret < 0)
 			return ret;
 		queued = MAX(queued, q);
@@ -66,18 +69,16 @@ static int parse_content(struct restore *r, struct rnode *n, struct usnap_err *e
 		return usnap_fail_errno(err, -ENOMEM, "cannot restore the descriptors");
 	p->size = size;
 	p->len = len;
+	p->packets = packets;
 	p->end[0] = p->end[1] = -1;
 	if (len)
 		memcpy(p->data, data, len);
 	n->d[0]->state = p;
-	if ((uint64_t)queued > len)
+	/* Nobody can read what nobody held the other end of. */
+	if (read && (uint64_t)queued > len)
 		return rfile_problem(r, err, RESTORE_REFUSE, "pipe-content",
 				     "fd %d: of %lld bytes that wait in %s the image holds %zu",
 				     n->d[0]->fd, (long long)queued, n->d[0]->path, len);
-	if (packets && len)
-		return rfile_problem(r, err, RESTORE_NOTE, "pipe-packets",
-				     "fd %d: packets that wait in %s may come back joined",
-				     n->d[0]->fd, n->d[0]->path);
 	return 0;
 }
 
@@ -91,8 +92,12 @@ static int fill(const struct rpipe *p, int fd)
 {
 	if (p->size)
 		fcntl(fd, F_SETPIPE_SZ, (int)p->size);
-	for (size_t done = 0; done < p->len;) {
-		ssize_t n = write(fd, p->data + done, p->len - done);
+	if (p->packets)
+		fcntl(fd, F_SETFL, O_NONBLOCK | O_DIRECT);
+	for (size_t done = 0, i = 0; done < p->len; i++) {
+		const json_t *packet = json_array_get(p->packets, i);
+		uint64_t len = packet ? (uint64_t)json_integer_value(packet) : p->len - done;
+		ssize_t n = write(fd, p->data + done, MIN(MAX(len, 1u), p->len - done));
 
 		if (n < 0)
 			return errno == EAGAIN ? -ENOSPC : -errno;

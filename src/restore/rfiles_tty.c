@@ -32,7 +32,7 @@ enum {
 
 /* The kernel's struct termios: glibc's is another one. */
 struct rtty {
-	bool master, locked, has_termios, has_winsize;
+	bool master, locked, packet, exclusive, has_termios, has_winsize;
 	int64_t number;
 	struct termios termios;
 	struct winsize winsize;
@@ -110,7 +110,9 @@ static int parse(struct rdesc *d, struct rtty *t, struct usnap_err *err)
 	if ((r = rjson_hex(d->more, "termios", sizeof(t->termios), &raw, &len, err)) < 0 ||
 	    (r = parse_winsize(d->more, t, err)) < 0 ||
 	    (r = rjson_int_or(d->more, "pty", 0, MAX_PTYS, -1, &t->number, err)) < 0 ||
-	    (r = rjson_bool_or(d->more, "locked", false, &t->locked, err)) < 0)
+	    (r = rjson_bool_or(d->more, "locked", false, &t->locked, err)) < 0 ||
+	    (r = rjson_bool_or(d->more, "packet", false, &t->packet, err)) < 0 ||
+	    (r = rjson_bool_or(d->more, "exclusive", false, &t->exclusive, err)) < 0)
 		return r;
 	t->master = t->number >= 0;
 	t->has_termios = raw && len == sizeof(t->termios);
@@ -196,14 +198,42 @@ int rtty_make(struct restore *r, struct rdesc *d, int *ret_fd, struct usnap_err 
 	return ret;
 }
 
+static pid_t tcgetsid_of(int fd)
+{
+	pid_t sid;
+
+	return ioctl(fd, TIOCGSID, &sid) < 0 ? -1 : sid;
+}
+
+/* A terminal of the process's own controls it again. */
+static int take_control(const struct restore *r, const struct rdesc *d, struct usnap_err *err)
+{
+	const json_t *tty = json_object_get(r->process, "tty");
+	uint32_t maj, min;
+	int ret = rfile_parse_dev(tty, "rdev", 10, &maj, &min, err);
+
+	if (ret < 0 || !tty || maj != d->rdev_major || min != d->rdev_minor ||
+	    getsid(0) != getpid() || tcgetsid_of(d->fd) == getpid())
+		return ret;
+	if (ioctl(d->fd, TIOCSCTTY, 0) < 0)
+		return rfile_fail(err, -errno, d, "take control of");
+	return 0;
+}
+
 int rtty_settle(struct restore *r, struct rdesc *d, struct usnap_err *err)
 {
 	const struct rtty *t = d->state;
-	int locked = 1;
+	int on = 1;
 
-	if (t && t->master && t->locked && ioctl(d->fd, TIOCSPTLCK, &locked) < 0)
+	if (!t)
+		return 0;
+	if (t->master && t->packet && ioctl(d->fd, TIOCPKT, &on) < 0)
+		return rfile_fail(err, -errno, d, "set the packet mode of");
+	if (t->master && t->locked && ioctl(d->fd, TIOCSPTLCK, &on) < 0)
 		return rfile_fail(err, -errno, d, "lock");
-	return 0;
+	if (t->exclusive && ioctl(d->fd, TIOCEXCL) < 0)
+		return rfile_fail(err, -errno, d, "keep to itself");
+	return is_slave(d) ? take_control(r, d, err) : 0;
 }
 
 /* ---- by remote calls -------------------------------------------------------------- */
