@@ -1,5 +1,6 @@
 /* What becomes of the process, for the one that stands in its place on the terminal. */
 #include <errno.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -42,6 +43,9 @@ int restore_watch_next(const struct restore_watch *w, int *ret_status)
 
 int restore_watch_signal(const struct restore_watch *w, int sig)
 {
+	/* Whoever stopped all of the namespace, its init too, wants it to go on. */
+	if (sig == SIGCONT && w->events >= 0)
+		kill(w->child, SIGCONT);
 	return syscall(SYS_pidfd_send_signal, w->pidfd, sig, NULL, 0) < 0 ? -errno : 0;
 }
 

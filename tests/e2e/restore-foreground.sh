@@ -1,0 +1,188 @@
+#!/bin/bash
+# In the foreground, restore stands in for the process: signals, stops, exit status, pipes and the terminal pass.
+# timeout: 240
+. "$(dirname "$0")/../lib.sh"
+. "$TESTS/lib-restore.sh"
+need python3
+
+cat >told.py <<'END'
+import os, signal, sys, time
+def told(sig, frame):
+    print("got", signal.Signals(sig).name, flush=True)
+    if sig == signal.SIGTERM: sys.exit(7)
+    if sig == signal.SIGUSR2: os.closerange(1, 3)
+for sig in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT, signal.SIGWINCH):
+    signal.signal(sig, told)
+print("ready", flush=True)
+while True:
+    time.sleep(0.02)
+END
+
+# image NAME COMMAND...: of a process whose standard descriptors are pipes, so
+# that it takes the restorer's.
+image() {
+	local name=$1 line pid
+	shift
+	coproc TAKEN { exec "$@" 2>&1; }
+	pid=$TAKEN_PID
+	adopt "$pid"
+	read -r line <&"${TAKEN[0]}"
+	same 'first line' "$line" ready
+	usnap snapshot -q --kill "$pid" -o "$name.usnap"
+	wait "$pid" 2>/dev/null || true
+}
+
+# front [OPTION]...: the restore of told.usnap, in the background of this
+# script; $front is its PID, $process the one of the process as seen here.
+front() {
+	: >out
+	start_restore told.usnap "$@" >out 2>err
+}
+start_restore() {
+	"$UFFD_SNAP" restore -q "$@" </dev/null &
+	front=$!
+	adopt $front
+}
+_found() {
+	process=$(pgrep -P "$front" | head -n 1)
+	[ -n "$process" ] || return 1
+	# With a PID namespace, its init is between.
+	[[ " $* " != *--pid-namespace* ]] || process=$(pgrep -P "$process" | head -n 1)
+	[ -n "$process" ] && [ "$(sed -n 's/^TracerPid:\t//p' "/proc/$process/status")" = 0 ] &&
+		[[ $(cat "/proc/$process/comm") == python3 ]]
+}
+_in_state() { [[ $(sed -n 's/^State:\t\(.\).*/\1/p' "/proc/$1/status") == [$2] ]]; }
+_says() { grep -q "^$1" out; }
+ended() {
+	local status=0
+	wait "$front" || status=$?
+	same "$1" "$status" "$2"
+	_gone "$process" || fail "$1: process $process is left"
+}
+
+image told python3 told.py
+for how in '' --pid-namespace; do
+	# shellcheck disable=SC2086 # none or one
+	front $how
+	within 20 _found $how || fail "not restored ($how): $(cat err)"
+	for sig in USR1 HUP WINCH; do
+		within 5 _in_state "$front" S
+		kill -$sig "$front"
+		wait_until 5 _says "got SIG$sig"
+	done
+
+	# A stop of the process is one of the restorer's; it goes on when the restorer is told to.
+	kill -STOP "$process"
+	wait_until 5 _in_state "$front" T
+	kill -CONT "$front"
+	wait_until 5 _in_state "$front" S
+	wait_until 5 _in_state "$process" SR
+	kill -TERM "$front"
+	ended "exit status $how" 7
+
+	# It dies of the signal that the process died of.
+	# shellcheck disable=SC2086
+	front $how
+	within 20 _found $how || fail "not restored ($how): $(cat err)"
+	kill -KILL "$process"
+	ended "killed $how" 137
+
+	# A pipe is held open by the process alone.
+	# shellcheck disable=SC2086
+	{ echo $BASHPID >front.pid; exec "$UFFD_SNAP" restore -q $how told.usnap </dev/null; } 2>err | { cat >out; : >eof; } &
+	wait_until 20 test -s front.pid
+	front=$(cat front.pid)
+	adopt "$front"
+	within 20 _found $how || fail "not restored ($how): $(cat err)"
+	kill -USR2 "$process"
+	wait_until 5 test -e eof
+	alive "$process" || fail "the process is gone"
+	kill -KILL "$process"
+	wait_until 5 _gone "$process"
+	rm front.pid eof
+done
+
+# In a namespace nothing outlives the restorer.
+front --pid-namespace
+within 20 _found --pid-namespace || fail "not restored: $(cat err)"
+kill -KILL "$front"
+wait "$front" || true
+within 5 _gone "$process" || fail "the process outlived a killed restorer"
+
+# --stopped waits for a debugger, or for SIGCONT.
+front --stopped
+wait_until 20 _found
+wait_until 5 _in_state "$process" T
+sleep 0.2
+_in_state "$front" S || fail "the restorer has stopped as well"
+kill -TERM "$front"
+kill -CONT "$process"
+ended --stopped 7
+
+# --detach: on its own, and the PID is all that is printed.
+for how in '' --pid-namespace; do
+	# shellcheck disable=SC2086
+	process=$(usnap restore -q --detach $how told.usnap </dev/null 2>err)
+	adopt "$process"
+	_in_state "$process" SR || fail "process $process does not run"
+	kill -TERM "$process"
+	within 5 _gone "$process" || fail "$process did not end"
+done
+
+# A terminal: the process reads from it, ^C and ^Z reach it once, and the shell's job control works.
+cat >echoing.py <<'END'
+import signal, sys
+signal.signal(signal.SIGINT, lambda s, f: print("interrupted", flush=True))
+print("ready", flush=True)
+while True:
+    line = sys.stdin.readline()
+    if not line: break
+    print("read " + line.strip(), flush=True)
+sys.exit(5)
+END
+image echoing python3 echoing.py
+
+cat >terminal.py <<'END'
+import os, pty, re, select, sys, time
+pid, fd = pty.fork()
+if pid == 0:
+    os.environ["PS1"] = "prompt> "
+    os.environ["TERM"] = "dumb"
+    os.execvp("bash", ["bash", "--norc", "--noprofile", "-i"])
+seen = b""
+def until(what, seconds=20):
+    global seen
+    end = time.time() + seconds
+    while True:
+        at = seen.find(what)
+        if at >= 0:
+            seen = seen[at + len(what):]
+            return
+        left = end - time.time()
+        if left <= 0 or not select.select([fd], [], [], left)[0]:
+            sys.exit("not on the terminal: %r; but: %r" % (what, seen[-400:]))
+        try:
+            seen += os.read(fd, 4096)
+        except OSError:
+            sys.exit("the shell ended: %r" % seen[-400:])
+def type(text): os.write(fd, text)
+until(b"prompt> ")
+type(b"%s restore -q %s echoing.usnap\n" % (sys.argv[1].encode(), sys.argv[2].encode()))
+until(b"echoing.usnap")
+time.sleep(1)
+type(b"one\n"); until(b"read one")
+type(b"\x03"); until(b"interrupted")
+type(b"two\n"); until(b"read two")
+if b"interrupted" in seen: sys.exit("^C came twice")
+type(b"\x1a"); until(b"Stopped"); until(b"prompt> ")
+type(b"echo still $((40+2))\n"); until(b"still 42")
+type(b"fg\n"); until(b"restore")
+time.sleep(0.5)
+type(b"three\n"); until(b"read three")
+type(b"\x04"); until(b"prompt> ")
+type(b"echo status $?\n"); until(b"status 5")
+type(b"exit\n")
+END
+for how in '' --pid-namespace; do
+	python3 terminal.py "$UFFD_SNAP" "$how" >terminal.log 2>&1 || fail "terminal ($how): $(cat terminal.log)"
+done
