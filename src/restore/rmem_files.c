@@ -206,13 +206,45 @@ static int plan_content(struct rmem_object *ob, const json_t *u, struct usnap_er
 	return 0;
 }
 
-static bool is_memory_only(const struct rmem_object *ob, const json_t *u)
+static bool is_of_kind(const struct rmem_object *ob, const json_t *u, const char *kind,
+		       const char *prefix)
 {
-	const char *kind = json_string_value(json_object_get(u, "kind"));
+	const char *said = json_string_value(json_object_get(u, "kind"));
 
-	if (kind)
-		return !strcmp(kind, "shared-anonymous") || !strcmp(kind, "sysv");
-	return !strncmp(ob->first->path, "/dev/zero", 9) || !strncmp(ob->first->path, "/SYSV", 5);
+	return said ? !strcmp(said, kind) : !strncmp(ob->first->path, prefix, strlen(prefix));
+}
+
+/* shmat(2) maps a segment as a whole, and fills what cannot be written by way of what can. */
+static bool can_attach(const struct rmem *m, const struct rmem_object *ob)
+{
+	for (size_t i = ob->at; i < ob->at + ob->nr_regions; i++)
+		if (m->order[i]->offset ||
+		    m->order[i]->end - m->order[i]->start != ob->first->end - ob->first->start)
+			return false;
+	return ob->want_write;
+}
+
+static void choose_how(struct rmem *m, struct rmem_object *ob, const json_t *u, bool all_shared)
+{
+	bool sysv = is_of_kind(ob, u, "sysv", "/SYSV");
+
+	ob->how = OBJECT_UNNAMED;
+	if (!all_shared || ob->huge ||
+	    (!sysv && !is_of_kind(ob, u, "shared-anonymous", "/dev/zero")))
+		return;
+	ob->how = sysv && can_attach(m, ob) ? OBJECT_SYSV : OBJECT_SHARED_ANON;
+	/* No descriptor leads there. */
+	for (size_t i = ob->at; i < ob->at + ob->nr_regions; i++) {
+		struct rmem_region *g = m->order[i];
+
+		if (!g->by_file)
+			continue;
+		g->by_file = false;
+		g->skip = ob->how == OBJECT_SYSV;
+		if (!g->skip)
+			g->map_prot = PROT_READ | PROT_WRITE;
+	}
+	ob->by_file = false;
 }
 
 static int plan_path(struct restore *r, struct rmem *m, struct rmem_object *ob, const json_t *files,
@@ -251,8 +283,7 @@ static int plan_object(struct restore *r, struct rmem *m, struct rmem_object *ob
 	if (!u && !(ends_deleted(ob->first->path) && stat(ob->first->path, &st) < 0) &&
 	    strncmp(ob->first->path, "/anon_hugepage", 14) != 0)
 		return plan_path(r, m, ob, files, err);
-	ob->how = is_memory_only(ob, u) && all_shared && !ob->huge ? OBJECT_SHARED_ANON
-								   : OBJECT_UNNAMED;
+	choose_how(m, ob, u, all_shared);
 	return u ? plan_content(ob, u, err) : 0;
 }
 

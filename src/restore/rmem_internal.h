@@ -6,6 +6,7 @@
  *	rmem_vdso.c   the kernel's own code and clock pages
  *	rmem_calls.c  remote calls in batches, with what to say when one fails
  *	rmem_map.c    the regions come
+ *	rmem_shm.c    shared memory without a file
  *	rmem_fill.c   their pages come
  *	rmem_finish.c protections, advice, names, mm
  *
@@ -52,7 +53,8 @@ struct rmem_region {
 
 enum object_how {
 	OBJECT_PATH, /* opened by its name */
-	OBJECT_SHARED_ANON, /* MAP_SHARED without a file, and SysV segments */
+	OBJECT_SHARED_ANON, /* MAP_SHARED without a file */
+	OBJECT_SYSV, /* a SysV segment, mapped whole */
 	OBJECT_UNNAMED, /* memfd or unlinked: a descriptor of the process has it, or a memfd stands in */
 };
 
@@ -166,5 +168,14 @@ int calls_add(struct rmem_calls *c, bool may_fail, const char *verb,
 /* Runs what was added, keeps the results until the next calls_reset(). */
 int calls_run(struct rmem_calls *c);
 void calls_reset(struct rmem_calls *c);
+
+/* ---- rmem_map.c, rmem_shm.c ---- */
+
+int rmem_map_flags(const struct rmem_region *g);
+/* Advice that decides how pages come: before they do. */
+void rmem_advise_early(struct rmem_calls *c, const struct rmem_region *g);
+/* Maps every region of such an object. Failures stay in c. */
+void rmem_map_shared(struct rmem_calls *c, struct rmem *m, const struct rmem_object *ob);
+void rmem_map_sysv(struct rmem_calls *c, struct rmem *m, const struct rmem_object *ob);
 
 #endif

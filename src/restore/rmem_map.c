@@ -42,7 +42,7 @@ static int huge_shift(uint64_t page_size)
 	return __builtin_ctzll(page_size);
 }
 
-static int common_flags(const struct rmem_region *g)
+int rmem_map_flags(const struct rmem_region *g)
 {
 	int flags = MAP_FIXED_NOREPLACE;
 
@@ -51,15 +51,10 @@ static int common_flags(const struct rmem_region *g)
 	return flags;
 }
 
-static int protection_now(const struct rmem_region *g)
-{
-	return (int)g->map_prot;
-}
-
 static void map_anonymous(struct rmem_calls *c, const struct rmem_region *g)
 {
 	uint64_t len = g->end - g->start;
-	int prot = protection_now(g), flags = common_flags(g) | MAP_ANONYMOUS;
+	int prot = (int)g->map_prot, flags = rmem_map_flags(g) | MAP_ANONYMOUS;
 
 	if (g->kind == VMA_HUGETLB)
 		flags |= MAP_HUGETLB | huge_shift(g->page_size) << MAP_HUGE_SHIFT;
@@ -92,18 +87,17 @@ static void map_object_region(struct rmem_calls *c, const struct rmem_object *ob
 			      const struct rmem_region *g)
 {
 	int fd = region_writes_file(g) || ob->fd_read < 0 ? ob->fd_write : ob->fd_read;
-	int flags = common_flags(g);
+	int flags = rmem_map_flags(g);
 
 	flags |= !g->shared		 ? MAP_PRIVATE
 		 : region_has(g, VMF_SF) ? MAP_SHARED_VALIDATE | MAP_SYNC
 					 : MAP_SHARED;
 	calls_room(c, 1);
-	calls_add(c, false, "map", g, SYS_mmap, g->start, g->end - g->start,
-		  (uint64_t)protection_now(g), (uint64_t)flags, (uint64_t)fd, g->offset);
+	calls_add(c, false, "map", g, SYS_mmap, g->start, g->end - g->start, g->map_prot,
+		  (uint64_t)flags, (uint64_t)fd, g->offset);
 }
 
-/* Advice that decides how pages come: before they do. */
-static void advise_early(struct rmem_calls *c, const struct rmem_region *g)
+void rmem_advise_early(struct rmem_calls *c, const struct rmem_region *g)
 {
 	calls_room(c, 2);
 	if (region_has(g, VMF_HG))
@@ -115,34 +109,6 @@ static void advise_early(struct rmem_calls *c, const struct rmem_region *g)
 }
 
 /* ---- objects ---------------------------------------------------------------------------- */
-
-/* Memory without a file: mapped whole at a place of its own, then duplicated piece by piece.
- * mremap(2): an old_size of 0 maps shared pages once more. */
-static void map_shared_anon(struct rmem_calls *c, struct rmem *m, const struct rmem_object *ob)
-{
-	const struct rmem_region *g = ob->first;
-	uint64_t len = ob->bytes;
-
-	for (size_t i = ob->at; i < ob->at + ob->nr_regions; i++)
-		len = MAX(len, m->order[i]->offset + (m->order[i]->end - m->order[i]->start));
-	len = ALIGN_UP(MIN(len, RMEM_TOP), UINT64_C(4096));
-	uint64_t at = rmem_gap(m, c->r->stub, len);
-	calls_room(c, 1);
-	calls_add(c, false, "map", g, SYS_mmap, at, len, PROT_READ | PROT_WRITE,
-		  (uint64_t)common_flags(g) | MAP_SHARED | MAP_ANONYMOUS, (uint64_t)-1, 0);
-	for (size_t i = ob->at; i < ob->at + ob->nr_regions; i++) {
-		g = m->order[i];
-		calls_room(c, 2);
-		calls_add(c, false, "map", g, SYS_mremap, at + g->offset, 0, g->end - g->start,
-			  MREMAP_MAYMOVE | MREMAP_FIXED, g->start, 0);
-		if (protection_now(g) != (PROT_READ | PROT_WRITE))
-			calls_add(c, false, "protect", g, SYS_mprotect, g->start, g->end - g->start,
-				  (uint64_t)protection_now(g), 0, 0, 0);
-		advise_early(c, g);
-	}
-	calls_room(c, 1);
-	calls_add(c, false, "map", ob->first, SYS_munmap, at, len, 0, 0, 0, 0);
-}
 
 struct opening {
 	struct rmem_object *ob;
@@ -304,7 +270,7 @@ static int map_objects(struct rmem_calls *c, struct rmem *m, struct opening *o, 
 
 		for (size_t k = ob->at; k < ob->at + ob->nr_regions; k++) {
 			map_object_region(c, ob, m->order[k]);
-			advise_early(c, m->order[k]);
+			rmem_advise_early(c, m->order[k]);
 		}
 		const int fds[] = {o[i].ob->fd_read, o[i].ob->fd_write};
 
@@ -326,7 +292,9 @@ static int map_all_objects(struct rmem_calls *c, struct rmem *m)
 
 	for (size_t i = 0; i < m->nr_objects && r == 0; i++) {
 		if (m->objects[i].how == OBJECT_SHARED_ANON)
-			map_shared_anon(c, m, &m->objects[i]);
+			rmem_map_shared(c, m, &m->objects[i]);
+		else if (m->objects[i].how == OBJECT_SYSV)
+			rmem_map_sysv(c, m, &m->objects[i]);
 		else
 			o[n++] = (struct opening){.ob = &m->objects[i]};
 		if (n && (n == OPEN_AT_ONCE || i + 1 == m->nr_objects)) {
@@ -357,7 +325,7 @@ int rmem_map(struct restore *r, struct usnap_err *err)
 		if (g->role != REGION_ANON)
 			continue;
 		map_anonymous(c, g);
-		advise_early(c, g);
+		rmem_advise_early(c, g);
 	}
 	if ((ret = map_all_objects(c, m)) < 0 || (ret = calls_run(c)) < 0)
 		return ret;
