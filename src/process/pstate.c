@@ -66,6 +66,7 @@
  *  securebits	of one thread (those of the others are seldom different)
  *  mdwe memory_merge io_flusher	words of prctl(2)'s PR_GET_MDWE and so on
  *  loginuid namespaces{} cgroup children[]
+ *  clock_offsets {monotonic_ns boottime_ns}: the target's clocks less those that T0 is in
  *  files[]	fd type path flags cloexec offset description (equal: one open file
  *		description) dev inode mode size mtime_ns rdev deleted
  *		owner {type pid signo}  locks[] {kind mode type pid start [end]}
@@ -158,6 +159,7 @@ static void prepare_rest(struct pstate *ps)
 	if (io_read_file_at(ps->t->procfd, "auxv", KIB(64), &ps->auxv, &ps->auxv_len) < 0)
 		ps->auxv = NULL;
 	ps->namespaces = read_namespaces(ps);
+	ps->clock_offsets = clock_offsets_json(ps->t->procfd);
 	ps->proc_uid = fstat(ps->t->procfd, &st) == 0 ? st.st_uid : (uid_t)-1;
 }
 
@@ -463,6 +465,7 @@ static void attributes_json(const struct pstate *ps, json_t *root, const char *s
 	if (text_number(status, "THP_enabled", 0, 10, &v))
 		json_object_set_new(root, "thp_disable", json_boolean(!v));
 	json_object_set(root, "namespaces", ps->namespaces);
+	json_object_set(root, "clock_offsets", ps->clock_offsets);
 	json_set_text(root, "cgroup", ps->cgroup);
 	json_object_set_new(root, "children", children_json(ps));
 }
@@ -537,6 +540,7 @@ void pstate_free(struct pstate *ps)
 	files_free(&ps->prepared);
 	free(ps->diag);
 	json_decref(ps->namespaces);
+	json_decref(ps->clock_offsets);
 	free(ps->arena.p);
 	free(ps->crew_arena.p);
 	free(ps);

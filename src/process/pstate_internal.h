@@ -291,7 +291,7 @@ struct pstate {
 	char *loginuid;
 	size_t cmdline_len, auxv_len;
 	char *children; /* PIDs, blank-separated */
-	json_t *namespaces;
+	json_t *namespaces, *clock_offsets;
 	struct process_facts facts;
 	uid_t proc_uid;
 	struct fd_table prepared;
@@ -442,5 +442,9 @@ void socket_describe(const struct fd_state *f, char *buf, size_t room, bool *ret
 void limit_add(json_t *list, const char *what, const char *severity, const char *fmt, ...)
 	__attribute__((format(printf, 4, 5)));
 json_t *limits_of_restore_json(const struct pstate *ps);
+
+/* ---- pstate_clocks.c ---- */
+
+json_t *clock_offsets_json(int procfd);
 
 #endif

@@ -1,0 +1,93 @@
+#!/bin/bash
+# On a machine that was started at another time, the clocks of the process go on from where they were.
+# timeout: 120
+. "$(dirname "$0")/../lib.sh"
+. "$TESTS/lib-restore.sh"
+need python3 unshare jq
+unshare --mount --time true 2>/dev/null || skip "mount or time namespaces cannot be made here"
+
+cat >clocks.py <<'END'
+import os, signal, sys, time
+def say():
+    # The three at one moment.
+    text = "%.3f %.3f %.3f\n" % (time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
+    with open("clocks.new", "w") as f: f.write(text)
+    os.rename("clocks.new", "clocks")
+signal.signal(signal.SIGALRM, lambda *a: open("alarm", "w").write("%.3f" % time.monotonic()))
+start = time.monotonic()
+signal.setitimer(signal.ITIMER_REAL, float(sys.argv[1]))
+with open("start", "w") as f: f.write("%.3f\n" % start)
+while True:
+    say()
+    time.sleep(0.02)
+END
+# Another machine: one with another boot_id. $1: how long it has been up.
+uuidgen >boot_id 2>/dev/null || echo 01234567-89ab-cdef-0123-456789abcdef >boot_id
+elsewhere() {
+	unshare --mount --propagation private bash -c \
+		'mount --bind boot_id /proc/sys/kernel/random/boot_id && exec "$@"' - "$@"
+}
+clock() { cut -d ' ' -f "$1" clocks; }
+near() { awk -v a="$2" -v b="$3" -v by="$4" 'BEGIN { d = a - b; exit !(d < by && d > -by) }' || fail "$1: $2 instead of $3"; }
+
+# taken UPTIME: the image of a process on a machine that was up for so long.
+taken() {
+	rm -f clocks start alarm image.usnap
+	unshare --time --monotonic "$1" --boottime "$(($1 + 50))" --fork --kill-child bash -c '
+		setsid python3 clocks.py 2 >log 2>&1 </dev/null &
+		until [ -s clocks ]; do sleep 0.02; done
+		"$0" snapshot -q --kill $! -o image.usnap' "$UFFD_SNAP" 2>/dev/null
+	before=$(cat clocks)
+}
+
+# back OPTION...: what the clocks have to say.
+back() {
+	rm -f clocks
+	sleep 0.5
+	process=$(elsewhere "$UFFD_SNAP" restore -q --detach "$@" image.usnap 2>err) || fail "restore: $(cat err)"
+	adopt "$process"
+	wait_until 10 test -s clocks
+	read -r mono boot wall <clocks
+	read -r mono0 boot0 wall0 <<<"$before"
+	passed=$(awk -v a="$wall" -v b="$wall0" 'BEGIN { printf "%.3f", a - b }')
+	near "monotonic clock" "$mono" "$(awk -v a="$mono0" -v p="$passed" 'BEGIN { printf "%.3f", a + p }')" 0.3
+	near "boottime clock" "$boot" "$(awk -v a="$boot0" -v p="$passed" 'BEGIN { printf "%.3f", a + p }')" 0.3
+	# A timer has what was left of it at T0 to run.
+	wait_until 10 test -s alarm
+	kill -KILL "$process"
+	wait_until 5 _gone "$process"
+}
+
+# Longer up than this one, so that the clocks would go back; and shorter.
+for uptime in 5000000 -1; do
+	[ $uptime -gt 0 ] || uptime=-$(($(cut -d . -f 1 /proc/uptime) / 2))
+	taken "$uptime"
+	back
+	rm -f alarm
+	back --pid-namespace
+done
+
+# A second generation, on the same machine.
+taken 5000000
+rm -f clocks
+process=$(elsewhere "$UFFD_SNAP" restore -q --detach image.usnap)
+adopt "$process"
+wait_until 10 test -s clocks
+rm -f image.usnap alarm
+usnap snapshot -q --kill "$process" -o image.usnap
+before=$(cat clocks)
+rm -f clocks
+process=$(usnap restore -q --detach image.usnap)
+adopt "$process"
+wait_until 10 test -s clocks
+near 'clock of the second generation' "$(clock 1)" "$(cut -d ' ' -f 1 <<<"$before")" 30
+kill -KILL "$process"
+
+# Without the right to it, that is refused, and can be accepted.
+taken 5000000
+dry() { elsewhere setpriv --bounding-set -sys_time "$UFFD_SNAP" restore --dry-run --json "$@" image.usnap; }
+exits 1 dry
+jq -r '.problems[] | select(.severity == "refuse") | .what' out >kinds
+grep -qx clocks kinds || fail "refused for $(cat kinds)"
+# The bounding set is the process's, and cannot come back either.
+exits 0 dry --ignore clocks --ignore credentials
