@@ -276,17 +276,17 @@ static int parse_ignore(struct restore_args *a, const char *kind)
 {
 	char list[1024] = "";
 
-	if (kind_find(kind)) {
+	if (kind_is_known(kind)) {
 		if (a->o.nr_ignore == MAX_GIVEN)
 			return cli_usage_error(&cmd_restore, "cannot use more than %d --ignore",
 					       MAX_GIVEN);
 		a->ignore[a->o.nr_ignore++] = kind;
 		return EXIT_DONE;
 	}
-	for (const struct kind *k = kinds; k->name; k++) {
+	for (const char *const *k = kinds; *k; k++) {
 		size_t len = strlen(list);
 
-		snprintf(list + len, sizeof(list) - len, "%s%s", len ? ", " : "", k->name);
+		snprintf(list + len, sizeof(list) - len, "%s%s", len ? " " : "", *k);
 	}
 	struct usnap_err err = {0};
 	usnap_fail(&err, -EINVAL, "cannot ignore '%s': no such kind", kind);

@@ -1,19 +1,15 @@
 /*
- * The kinds of what can stand in the way of a restore, by the names under
- * which messages, process.json and --ignore know them. uffd-snap(1) lists
- * them with what it means to ignore each.
+ * The kinds of what can stand in the way of a restore and be ignored, by the
+ * names under which messages, process.json and --ignore know them.
+ * uffd-snap(1) lists them.
  */
 #ifndef USNAP_RESTORE_KINDS_H
 #define USNAP_RESTORE_KINDS_H
 
-struct kind {
-	const char *name;
-	const char *ignored; /* what the process finds then */
-};
+#include <stdbool.h>
 
-extern const struct kind kinds[]; /* by name; ends with a NULL name */
+extern const char *const kinds[]; /* sorted; ends with NULL */
 
-/* NULL when there is none. */
-const struct kind *kind_find(const char *name);
+bool kind_is_known(const char *name);
 
 #endif
