@@ -263,7 +263,8 @@ struct stub_lane *stub_lane_new(struct stub *s)
 	if (s->nr_lanes == LANES_BYTES / sizeof(struct stub_lane))
 		return NULL;
 	struct stub_lane *l = lanes(s) + s->nr_lanes++;
-	*l = (struct stub_lane){.state = STUB_IDLE};
+	/* Without a call: the thread says that it is there. */
+	*l = (struct stub_lane){.state = STUB_WORK};
 	return l;
 }
 
@@ -339,6 +340,19 @@ static int result(const struct stub_batch *b, size_t *ret_failed)
 	return 0;
 }
 
+/* A new thread looks into the batch that made it for its lane: until it has it, the batch stays. */
+static int wait_for_new(struct stub_batch *b)
+{
+	for (size_t i = 0; i < b->nr_calls; i++) {
+		const struct stub_call *c = &b->calls[i];
+
+		if (c->nr == SYS_clone3 && c->ret > 0 &&
+		    wait_while(b->stub, stub_local(b->stub, c->args[5]), STUB_WORK) < 0)
+			return -ESRCH;
+	}
+	return 0;
+}
+
 int stub_run_all(struct stub_batch *const *b, struct stub_lane *const *l, size_t n,
 		 size_t *ret_batch, size_t *ret_failed)
 {
@@ -350,7 +364,7 @@ int stub_run_all(struct stub_batch *const *b, struct stub_lane *const *l, size_t
 	for (size_t i = 0; i < n; i++)
 		start(b[i], l[i]);
 	for (size_t i = 0; i < n; i++)
-		if (wait_while(b[i]->stub, l[i], STUB_WORK) < 0)
+		if (wait_while(b[i]->stub, l[i], STUB_WORK) < 0 || wait_for_new(b[i]) < 0)
 			return -ESRCH;
 	for (size_t i = 0; i < n && r == 0; i++) {
 		r = result(b[i], ret_failed);
