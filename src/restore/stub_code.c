@@ -5,6 +5,7 @@
  *	rbx	the thread's lane
  *	r12	the call
  *	r13	calls left
+ *	r14	the number of the system call
  *
  * A lane (struct stub_lane_words):
  *	 0  u32 state	0 idle, 1 work to do, 2 done; a futex, shared
@@ -17,7 +18,8 @@
  *
  * A system call keeps every register but rax, rcx and r11. The one that makes
  * a thread returns twice: the new thread's rax is 0, and its lane is args[5],
- * which clone3 does not look at.
+ * which clone3 does not look at. The new thread must not look at the call: by
+ * the time it runs, another may lie there.
  */
 #include "restore/stub_internal.h"
 
@@ -46,6 +48,7 @@ __asm__(".pushsection .rodata.usnap_stub, \"a\", @progbits\n"
 	"3:	testq %r13, %r13\n"
 	"	jz 5f\n"
 	"	movq 0(%r12), %rax\n"
+	"	movq %rax, %r14\n"
 	"	movq 8(%r12), %rdi\n"
 	"	movq 16(%r12), %rsi\n"
 	"	movq 24(%r12), %rdx\n"
@@ -55,9 +58,9 @@ __asm__(".pushsection .rodata.usnap_stub, \"a\", @progbits\n"
 	"	syscall\n"
 	"	testq %rax, %rax\n"
 	"	jnz 4f\n"
-	"	cmpq $435, 0(%r12)\n" /* clone3, in the thread that it made */
+	"	cmpq $435, %r14\n" /* clone3, in the thread that it made */
 	"	jne 4f\n"
-	"	movq 48(%r12), %rbx\n"
+	"	movq %r9, %rbx\n"
 	"	jmp 1b\n"
 	"4:	movq %rax, 56(%r12)\n"
 	"	incq 24(%rbx)\n"
