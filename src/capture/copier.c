@@ -16,6 +16,8 @@ int copier_flush(struct capture *c, struct copier *cp)
 	int r = memory_read_all(c, cp->pieces, cp->nr_pieces, b->data, b->nr_pages * PAGE_BYTES);
 	if (r < 0)
 		return r;
+	for (unsigned i = 0; i < b->nr_runs; i++)
+		b->runs[i].keep_zero = cp->keep_zero;
 	c->stats.frozen_pages += b->nr_pages;
 	pool_put(c->pool, b);
 	cp->block = NULL;

@@ -158,8 +158,15 @@ static int copy_hugetlb(struct capture *c, struct copier *cp, const struct vma *
 static int copy_frozen_regions(struct capture *c, struct copier *cp)
 {
 	struct written w = {c, cp, 0};
-	int r = copy_file_regions(c, cp);
+	int r = copier_flush(c, cp);
 
+	/* Zeros written over what the file has there are no holes. */
+	cp->keep_zero = true;
+	if (r == 0)
+		r = copy_file_regions(c, cp);
+	if (r == 0)
+		r = copier_flush(c, cp);
+	cp->keep_zero = false;
 	for (size_t i = 0; i < c->maps.n && r == 0; i++) {
 		const struct vma *v = &c->maps.v[i];
 

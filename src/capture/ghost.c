@@ -292,6 +292,9 @@ int ghost_prepare(struct capture *c, struct usnap_err *err)
 	}
 	for (size_t i = 0; i < g->nr_early && r == 0; i++)
 		r = copy_early(c, &g->files.v[i], &g->early[i]);
+	/* The writer has the words for its failure. */
+	if (r < 0 && pool_error(c->pool))
+		return image_writer_flush(c->writer, err);
 	if (r < 0 && r != -ECANCELED)
 		usnap_fail_errno(err, r, "cannot read the unlinked files of process %d",
 				 c->target->pid);

@@ -55,7 +55,7 @@ static inline unsigned char *block_add(struct block *b, uint64_t key, unsigned n
 	if (last && last->addr + ((uint64_t)last->nr_pages << 12) == key)
 		last->nr_pages += nr_pages;
 	else
-		b->runs[b->nr_runs++] = (struct image_run){key, nr_pages};
+		b->runs[b->nr_runs++] = (struct image_run){.addr = key, .nr_pages = nr_pages};
 	b->nr_pages += nr_pages;
 	return at;
 }

@@ -206,6 +206,7 @@ struct copier {
 	struct block *block;
 	struct iovec pieces[BLOCK_PAGES];
 	unsigned nr_pieces;
+	bool keep_zero; /* flush before it changes: what is absent there is as in a file */
 };
 int copier_add(struct capture *c, struct copier *cp, uint64_t addr, uint64_t key,
 	       uint64_t nr_pages);

@@ -97,7 +97,7 @@ static uint32_t sift(struct image_encoder *e, const struct image_run *runs, size
 		bool open = false;
 
 		for (uint32_t k = 0; k < runs[i].nr_pages; k++, p += ps) {
-			if (page_is_zero(p, ps)) {
+			if (!runs[i].keep_zero && page_is_zero(p, ps)) {
 				if (!zero++)
 					memcpy(e->raw, data, (size_t)(p - data));
 				open = false;

@@ -62,6 +62,8 @@ struct img_cached {
 /* Bytes of a file without a name, at addresses that are none (format.h). */
 struct img_content {
 	uint64_t addr, size; /* multiples of the page size */
+	uint32_t dev_major, dev_minor; /* of regions that map it; inode 0: there are none */
+	uint64_t inode;
 };
 
 struct usnap_image {

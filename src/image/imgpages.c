@@ -132,12 +132,54 @@ static int get_page(struct usnap_image *img, uint64_t nr, const unsigned char **
 	return 0;
 }
 
+static bool maps_file(const struct usnap_region *g, const struct img_content *c)
+{
+	return c->inode && g->inode == c->inode && g->dev_major == c->dev_major &&
+	       g->dev_minor == c->dev_minor;
+}
+
+/* Stored page at addr, or *ret = NULL for zeros. */
+static int stored_page(struct usnap_image *img, uint64_t addr, const unsigned char **ret)
+{
+	uint64_t nr = img_find_page(img, addr);
+
+	*ret = NULL;
+	return nr < img->nr_pages && img_page_addr(img, nr) == addr ? get_page(img, nr, ret) : 0;
+}
+
+/* Page at offset of the unlinked file that region g maps: under a shared mapping of it, or in its
+ * content. Returns 1, or 0 when the image does not have it. */
+static int page_of_unlinked(struct usnap_image *img, const struct usnap_region *g, uint64_t offset,
+			    const unsigned char **ret)
+{
+	const struct img_content *c = NULL;
+	int r = g->inode ? img_load_contents(img) : 0;
+
+	for (size_t i = 0; r == 0 && i < img->nr_contents && !c; i++)
+		if (maps_file(g, &img->contents[i]))
+			c = &img->contents[i];
+	if (r < 0 || !c || offset >= c->size || offset & (img->info.page_size - 1))
+		return r;
+	for (size_t i = 0; i < img->nr_regions; i++) {
+		const struct usnap_region *s = &img->regions[i];
+
+		if (s->shared && s->content == USNAP_CONTENT_IMAGE && maps_file(s, c) &&
+		    offset - s->offset < s->end - s->start) {
+			r = stored_page(img, s->start + (offset - s->offset), ret);
+			return r < 0 ? r : 1;
+		}
+	}
+	r = stored_page(img, c->addr + offset, ret);
+	return r < 0 ? r : 1;
+}
+
 /* Page at addr (aligned), which region g holds: its bytes, or *ret = NULL
  * for zeros. */
 static int page_in_region(struct usnap_image *img, const struct usnap_region *g, uint64_t addr,
 			  const unsigned char **ret)
 {
 	uint64_t nr = img_find_page(img, addr);
+	int r;
 
 	*ret = NULL;
 	if (nr < img->nr_pages && img_page_addr(img, nr) == addr)
@@ -146,6 +188,8 @@ static int page_in_region(struct usnap_image *img, const struct usnap_region *g,
 	case USNAP_CONTENT_IMAGE:
 		return 0;
 	case USNAP_CONTENT_FILE:
+		if ((r = page_of_unlinked(img, g, g->offset + (addr - g->start), ret)) != 0)
+			return MIN(r, 0);
 		return usnap_fail(&img->err, -ENODATA,
 				  "cannot read address 0x%" PRIx64 ": it was as in '%s' at offset "
 				  "%" PRIu64 ", which the image does not hold",

@@ -250,6 +250,14 @@ static bool parse_file_content(const json_t *j, uint32_t page_size, struct img_c
 	       c->addr < FORMAT_CONTENT_END && c->size <= FORMAT_CONTENT_END - c->addr;
 }
 
+static bool parse_mapped_as(const json_t *j, struct img_content *c)
+{
+	const char *dev = json_string_value(json_object_get(j, "map_dev"));
+
+	return parse_u64(json_object_get(j, "map_inode"), &c->inode) &&
+	       (!dev || sscanf(dev, "%8x:%8x", &c->dev_major, &c->dev_minor) == 2);
+}
+
 int img_load_contents(struct usnap_image *img)
 {
 	cleanup_free struct img_content *v = NULL;
@@ -271,7 +279,8 @@ int img_load_contents(struct usnap_image *img)
 		content = json_object_get(json_array_get(list, i), "content");
 		if (!content || json_is_null(content))
 			continue;
-		if (!parse_file_content(content, img->info.page_size, &v[used]))
+		if (!parse_file_content(content, img->info.page_size, &v[used]) ||
+		    !parse_mapped_as(json_array_get(list, i), &v[used]))
 			return img_damaged(img, process_offset(img),
 					   "'%s': the content of unlinked file number %zu is "
 					   "impossible",

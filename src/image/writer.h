@@ -27,6 +27,7 @@ struct image_encoder;
 struct image_run {
 	uint64_t addr; /* of the first page; a multiple of the page size */
 	uint32_t nr_pages; /* at least 1 */
+	bool keep_zero; /* what is absent is not zero there: zero pages are stored as well */
 };
 
 struct image_writer_options {
@@ -61,7 +62,7 @@ int image_writer_member(struct image_writer *w, const char *name, const void *bu
 int image_encoder_new(struct image_encoder **ret, struct image_writer *w);
 void image_encoder_free(struct image_encoder *e);
 
-/* Hashes pages, drops zero pages, compresses the rest into one frame and
+/* Hashes pages, drops zero pages (see struct image_run), compresses the rest into one frame and
  * appends it. data holds the pages of all runs back to back, at most
  * frame_pages of them. Blocks while the output is behind. */
 int image_encode(struct image_encoder *e, const struct image_run *runs, size_t nr_runs,

@@ -52,8 +52,6 @@ static const char *content_of(const struct vma *v)
 	case VMA_FILE_SHARED:
 	case VMA_SHMEM_PRIVATE: /* what was not written through the mapping is the file's */
 		return "file";
-	case VMA_HUGETLB:
-		return v->shared || !strncmp(v->path, "/anon_hugepage", 14) ? "image" : "file";
 	case VMA_SPECIAL:
 	case VMA_DEVICE:
 		return "none";

@@ -166,6 +166,7 @@ static void ask(struct usnap_image *img)
 		if (usnap_image_read(img, g.start, buf, len) < 0 && !*usnap_image_error(img))
 			abort();
 		usnap_image_read(img, g.end - 100, buf, 200);
+		usnap_image_read(img, USNAP_UNLINKED_START + (g.start & 0xfffff), buf, 200);
 	}
 	for (int i = 0; i < 64 && usnap_image_next_run(img, at, &start, &len) == 1; i++) {
 		if (start < at || !len)

@@ -156,3 +156,30 @@ Test(unlinked, impossible_contents_are_refused)
 									    "12288")),
 		     0);
 }
+
+Test(unlinked, private_mappings_show_what_the_file_has)
+{
+	static const char process[] =
+		"{\"pid\":1,\"threads\":[],\"maps\":["
+		"{\"start\":\"0x10000\",\"end\":\"0x14000\",\"prot\":\"rw-\",\"shared\":false,"
+		"\"kind\":\"shmem-private\",\"content\":\"file\",\"dev\":\"00:01\",\"inode\":7,"
+		"\"offset\":4096}],"
+		"\"unlinked\":[{\"map_dev\":\"00:01\",\"map_inode\":7,\"content\":"
+		"{\"address\":\"0xff00000000000000\",\"size\":16384}},"
+		"{\"content\":{\"address\":\"0xff00000000010000\",\"size\":8192}}]}";
+	struct usnap_image *img = open_image(make_image(process, 0x10000, 0));
+	unsigned char got[PAGE], want[PAGE] = {0};
+
+	/* Written through the mapping; absent in the file; in the file; behind its end. */
+	fixture_page(0x10000, want);
+	cr_assert_eq(usnap_image_read(img, 0x10000, got, PAGE), 0);
+	cr_assert_arr_eq(got, want, PAGE);
+	fixture_page(FIRST + 2 * PAGE, want);
+	cr_assert_eq(usnap_image_read(img, 0x11000, got, PAGE), 0, "%s", usnap_image_error(img));
+	cr_assert_arr_eq(got, want, PAGE);
+	memset(want, 0, PAGE);
+	cr_assert_eq(usnap_image_read(img, 0x12000, got, PAGE), 0);
+	cr_assert_arr_eq(got, want, PAGE);
+	cr_assert_eq(usnap_image_read(img, 0x13000, got, PAGE), -ENODATA);
+	usnap_image_free(img);
+}

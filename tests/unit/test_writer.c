@@ -107,6 +107,30 @@ Test(writer, counts_what_it_stores)
 	cr_assert_eq(s.file_bytes, (uint64_t)st.st_size);
 }
 
+Test(writer, stores_zero_pages_where_absent_ones_are_not_zero)
+{
+	static const unsigned char zeros[4 * PAGE];
+	const struct image_run runs[] = {{.addr = HEAP, .nr_pages = 2},
+					 {.addr = FILE_MAP, .nr_pages = 2, .keep_zero = true}};
+	int fd = memfd_create("image", MFD_CLOEXEC);
+	struct usnap_err err = {0};
+	struct image_encoder *e;
+	struct image_writer *w;
+	struct image_writer_stats s;
+
+	cr_assert_eq(fixture_open_writer(&w, fd, &err), 0);
+	cr_assert_eq(image_writer_begin(w, &err), 0);
+	cr_assert_eq(image_encoder_new(&e, w), 0);
+	cr_assert_eq(image_encode(e, runs, 2, zeros), 0);
+	image_encoder_free(e);
+	cr_assert_eq(image_writer_flush(w, &err), 0);
+	image_writer_get_stats(w, &s);
+	cr_assert_eq(s.nr_pages_stored, 2);
+	cr_assert_eq(s.nr_pages_zero, 2);
+	image_writer_close(w);
+	close(fd);
+}
+
 static int commit_heap(bool twice)
 {
 	int fd = memfd_create("image", MFD_CLOEXEC), r;
