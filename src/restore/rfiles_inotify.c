@@ -25,6 +25,8 @@ enum {
 	MAX_WATCHES = 1 << 20,
 	MAX_WD = 1 << 20, /* numbers are given out one by one */
 	MAX_HANDLE = 128, /* MAX_HANDLE_SZ */
+	MAX_ENTRIES = 1 << 16, /* of a directory that is looked through */
+	MAX_BESIDE = 64,
 };
 
 struct watch {
@@ -125,7 +127,37 @@ static char *find_in(const char *start, const struct watch *w)
 	return NULL;
 }
 
-/* Files that the process has open or mapped or works in, and the directories above them. */
+/* The entries of a directory. */
+static char *find_among(const char *dir, const struct watch *w)
+{
+	cleanup_dir DIR *d = opendir(dir);
+	const struct dirent *e;
+
+	for (unsigned n = 0; d && n < MAX_ENTRIES && (e = readdir(d)); n++) {
+		char *path;
+
+		if ((uint64_t)e->d_ino != w->inode || asprintf(&path, "%s/%s", dir, e->d_name) < 0)
+			continue;
+		if (is_inode(path, w))
+			return path;
+		free(path);
+	}
+	return NULL;
+}
+
+static char *find_beside(const char *file, const struct watch *w)
+{
+	cleanup_free char *dir = file && file[0] == '/' ? strdup(file) : NULL;
+
+	if (!dir)
+		return NULL;
+	char *slash = strrchr(dir, '/');
+	slash[slash == dir] = '\0';
+	return find_among(dir, w);
+}
+
+/* Files that the process has open or mapped or works in, the directories above them, and what lies
+ * beside them. */
 static char *find_nearby(const struct restore *r, const struct watch *w)
 {
 	const json_t *maps = json_object_get(r->process, "maps");
@@ -139,6 +171,11 @@ static char *find_nearby(const struct restore *r, const struct watch *w)
 	for (size_t i = 0; i < json_array_size(maps) && !path; i++)
 		path = find_in(json_string_value(json_object_get(json_array_get(maps, i), "path")),
 			       w);
+	const char *cwd = json_string_value(json_object_get(r->process, "cwd"));
+	if (!path && cwd)
+		path = find_among(cwd, w);
+	for (size_t i = 0; i < r->files->nr_descs && i < MAX_BESIDE && !path; i++)
+		path = find_beside(r->files->descs[i].path, w);
 	return path;
 }
 
