@@ -3,9 +3,9 @@
 . "$(dirname "$0")/../lib.sh"
 
 need jq cmp
-start_workload unlinked
+start_workload ghostfiles
 pid=$started
-read -r record half <unlinked.out
+read -r record half <ghostfiles.out
 
 # u64 IMAGE ADDRESS
 u64() { usnap read "$1" "$2" 8 | od -An -tu8 | tr -d ' '; }
@@ -38,10 +38,10 @@ in_step() {
 	)
 	last=$(head -n 1 <<<"$values")
 	for v in $values; do
-		[ "$v" -le "$last" ] || fail "$image: out of step:" $values
+		[ "$v" -le "$last" ] || fail "$image: out of step: ${values//$'\n'/ }"
 		last=$v
 	done
-	[ $(($(head -n 1 <<<"$values") - last)) -le 1 ] || fail "$image: out of step:" $values
+	[ $(($(head -n 1 <<<"$values") - last)) -le 1 ] || fail "$image: out of step: ${values//$'\n'/ }"
 	[ "$last" -gt 0 ] || fail "$image: nothing in it"
 }
 

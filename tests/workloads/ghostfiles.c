@@ -1,5 +1,5 @@
 /*
- * unlinked: keeps files without a name in step with its memory, until it is
+ * ghostfiles: keeps files without a name in step with its memory, until it is
  * ended. Prints the addresses of the record below and of the mapped half of the
  * memfd, and "ready".
  *
