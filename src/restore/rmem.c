@@ -339,23 +339,14 @@ static int plan_exe(struct restore *r, struct rmem *m, struct usnap_err *err)
 
 	if (ret < 0 || !exe)
 		return ret;
-	size_t len = strlen(m->root);
-	if (strncmp(exe, m->root, len) != 0 || exe[len] != '/')
-		return 0;
-	m->exe = strdup(exe + len);
-	return m->exe ? 0 : usnap_fail_errno(err, -ENOMEM, "cannot restore the memory");
+	if (exe[0] == '/') {
+		m->exe = exe;
+		exe = NULL;
+	}
+	return 0;
 }
 
 /* ---- the plan --------------------------------------------------------------------------- */
-
-static int plan_root(struct restore *r, struct rmem *m, struct usnap_err *err)
-{
-	int ret = rjson_text_or(r->process, "root", "/", &m->root, err);
-
-	if (ret == 0 && !strcmp(m->root, "/"))
-		m->root = "";
-	return ret;
-}
 
 int rmem_plan(struct restore *r, struct usnap_err *err)
 {
@@ -365,8 +356,7 @@ int rmem_plan(struct restore *r, struct usnap_err *err)
 	if (!m)
 		return usnap_fail_errno(err, -ENOMEM, "cannot restore the memory");
 	r->mem = m;
-	if ((ret = plan_root(r, m, err)) < 0 || (ret = plan_regions(r, m, err)) < 0 ||
-	    (ret = plan_mm(r, m, err)) < 0 || (ret = plan_exe(r, m, err)) < 0 ||
+	if ((ret = plan_regions(r, m, err)) < 0 || (ret = plan_mm(r, m, err)) < 0 || (ret = plan_exe(r, m, err)) < 0 ||
 	    (ret = count_pages(r, m, err)) < 0)
 		return ret;
 	choose_protection(m);

@@ -251,16 +251,12 @@ static int plan_path(struct restore *r, struct rmem *m, struct rmem_object *ob, 
 		     struct usnap_err *err)
 {
 	const char *path = ob->first->path;
-	size_t len = strlen(m->root);
 
 	ob->how = OBJECT_PATH;
 	if (path[0] != '/')
 		return add_problem(r, RESTORE_FATAL, "mapping", path, "it cannot be mapped again",
 				   err);
-	if (strncmp(path, m->root, len) != 0 || path[len] != '/')
-		return add_problem(r, RESTORE_FATAL, "mapping", path,
-				   "it lies outside of the root directory of the process", err);
-	ob->open_path = strdup(path + len);
+	ob->open_path = strdup(path);
 	if (!ob->open_path)
 		return usnap_fail_errno(err, -ENOMEM, "cannot restore the memory");
 	if (ob->memory) {

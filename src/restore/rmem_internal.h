@@ -104,7 +104,6 @@ struct rmem {
 	unsigned char *auxv;
 	size_t auxv_len;
 	char *exe; /* path as the process sees it, NULL: unknown */
-	const char *root; /* "" or the prefix of paths that the process does not see */
 	struct rmem_vdso vdso;
 	uint64_t fill_pages; /* that are to be written */
 };

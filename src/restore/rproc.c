@@ -20,6 +20,12 @@
 #ifndef PR_SET_MDWE /* Linux 6.3 */
 #define PR_SET_MDWE 65
 #endif
+#ifndef PR_SET_MEMORY_MERGE /* Linux 6.4 */
+#define PR_SET_MEMORY_MERGE 67
+#endif
+#ifndef PR_SET_IO_FLUSHER
+#define PR_SET_IO_FLUSHER 57
+#endif
 #define MDWE_BITS 3 /* PR_MDWE_REFUSE_EXEC_GAIN, PR_MDWE_NO_INHERIT */
 #define DELETED " (deleted)"
 
@@ -60,21 +66,26 @@ static int plan_numbers(struct restore *r, struct rproc *p, struct usnap_err *er
 {
 	const json_t *o = r->process;
 	uint64_t mask = 0;
-	int64_t oom, mdwe;
+	uint64_t mdwe, merge, flusher;
+	int64_t oom;
 	int e;
 
 	p->umask = -1;
 	if ((e = rjson_word_or(o, "umask", UINT64_MAX, &mask, err)) < 0 ||
 	    (e = rjson_int_or(o, "oom_score_adj", -1000, 1000, 1001, &oom, err)) < 0 ||
 	    (e = rjson_word_or(o, "coredump_filter", UINT64_MAX, &p->coredump_filter, err)) < 0 ||
-	    (e = rjson_int_or(o, "mdwe", 0, MDWE_BITS, -1, &mdwe, err)) < 0 ||
+	    (e = rjson_word_or(o, "mdwe", 0, &mdwe, err)) < 0 ||
+	    (e = rjson_word_or(o, "memory_merge", 0, &merge, err)) < 0 ||
+	    (e = rjson_word_or(o, "io_flusher", 0, &flusher, err)) < 0 ||
 	    (e = plan_dumpable(p, o, err)) < 0 ||
 	    (e = plan_switch(o, "thp_disable", &p->thp_disable, err)) < 0 ||
 	    (e = plan_switch(o, "child_subreaper", &p->child_subreaper, err)) < 0)
 		return e;
 	if (mask <= 0777)
 		p->umask = (int)mask;
-	p->mdwe = (int)mdwe;
+	p->mdwe = (int)(mdwe & MDWE_BITS);
+	p->memory_merge = merge != 0;
+	p->io_flusher = flusher != 0;
 	p->has_oom = oom <= 1000;
 	p->oom_score_adj = (int)oom;
 	p->has_filter = p->coredump_filter <= UINT32_MAX;
@@ -245,8 +256,6 @@ static int enter_directories(struct restore *r, struct usnap_err *err)
 		e = restore_ignores(r, "working-directory") && chdir("/") == 0
 			    ? 0
 			    : usnap_fail_errno(err, -errno, "cannot enter '%s'", p->cwd);
-	if (e == 0 && p->root && chroot(p->root) < 0 && !restore_ignores(r, "root-directory"))
-		e = usnap_fail_errno(err, -errno, "cannot make '%s' the root directory", p->root);
 	return e;
 }
 
@@ -276,6 +285,23 @@ int rproc_build(struct restore *r, struct usnap_err *err)
 /* ---- by remote calls
  * -------------------------------------------------------------------- */
 
+/* By now nothing more is looked up for the process in the restorer's directories. */
+static int enter_root(struct restore *r, struct usnap_err *err)
+{
+	const struct rproc *p = r->proc;
+	struct stub_batch b;
+
+	if (!p->root)
+		return 0;
+	stub_reset(r->stub);
+	stub_begin(&b, r->stub, 1);
+	stub_add(&b, SYS_chroot, stub_data(&b, p->root, strlen(p->root) + 1), 0, 0, 0, 0, 0);
+	int e = stub_run(&b, stub_main_lane(r->stub), NULL);
+	if (e == 0 || restore_ignores(r, "root-directory"))
+		return 0;
+	return usnap_fail_errno(err, e, "cannot make '%s' the root directory", p->root);
+}
+
 static int restore_switches(struct restore *r, struct usnap_err *err)
 {
 	const struct rproc *p = r->proc;
@@ -289,6 +315,11 @@ static int restore_switches(struct restore *r, struct usnap_err *err)
 	if (p->child_subreaper > 0)
 		rcalls_add(&c, "make it a reaper of its descendants", SYS_prctl,
 			   PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+	if (p->memory_merge > 0)
+		rcalls_try(&c, "have its memory merged", SYS_prctl, PR_SET_MEMORY_MERGE, 1, 0, 0,
+			   0);
+	if (p->io_flusher > 0)
+		rcalls_try(&c, "make it a flusher", SYS_prctl, PR_SET_IO_FLUSHER, 1, 0, 0, 0);
 	return rcalls_run(&c, 1, err);
 }
 
@@ -298,7 +329,7 @@ int rproc_restore(struct restore *r, struct usnap_err *err)
 	int e;
 
 	/* An action that ignores a signal drops those that wait. */
-	if ((e = ractions_restore(r, &p->actions, err)) < 0 ||
+	if ((e = enter_root(r, err)) < 0 || (e = ractions_restore(r, &p->actions, err)) < 0 ||
 	    (e = rlimits_raise(r, &p->limits, err)) < 0 || (e = restore_switches(r, err)) < 0 ||
 	    (e = rtimers_create(r, &p->timers, err)) < 0)
 		return e;

@@ -42,7 +42,7 @@ struct rproc {
 	char *cwd, *root;
 	bool cwd_deleted;
 	int umask; /* -1: not known, as below */
-	int dumpable, thp_disable, child_subreaper, mdwe;
+	int dumpable, thp_disable, child_subreaper, mdwe, memory_merge, io_flusher;
 	bool has_oom, has_filter;
 	int oom_score_adj;
 	uint64_t coredump_filter;

@@ -14,6 +14,7 @@
 
 #define THREADS_MAX 65536 /* lanes of the stub */
 #define CREATED_AT_ONCE 256
+#define SECUREBITS_MAX 0xfff
 
 /* ---- plan
  * -------------------------------------------------------------------------------
@@ -105,6 +106,26 @@ static int plan_personality(struct restore *r, struct usnap_err *err)
 	return 0;
 }
 
+/* Recorded of one thread for all. */
+static int plan_securebits(struct restore *r, struct usnap_err *err)
+{
+	const json_t *v = json_object_get(r->process, "securebits");
+	uint64_t bits;
+
+	if (!v || json_is_null(v))
+		return 0;
+	int e = rjson_word(r->process, "securebits", &bits, err);
+	if (e < 0)
+		return e;
+	if (bits > SECUREBITS_MAX)
+		return usnap_fail(err, -EBADMSG,
+				  "cannot restore: securebits of process.json is out of range");
+	for (size_t i = 0; i < r->threads->n; i++)
+		if (r->threads->v[i].creds.securebits < 0)
+			r->threads->v[i].creds.securebits = (int64_t)bits;
+	return 0;
+}
+
 int rthreads_plan(struct restore *r, struct usnap_err *err)
 {
 	struct rthreads *t = calloc(1, sizeof(*t));
@@ -133,7 +154,8 @@ int rthreads_plan(struct restore *r, struct usnap_err *err)
 	}
 	t->stop |= r->o->stopped;
 	if ((e = check_tids(r, err)) < 0 || (e = plan_personality(r, err)) < 0 ||
-	    (e = judge_cpu(r, &missing, err)) < 0 || (e = rseccomp_plan(r, err)) < 0)
+	    (e = plan_securebits(r, err)) < 0 || (e = judge_cpu(r, &missing, err)) < 0 ||
+	    (e = rseccomp_plan(r, err)) < 0)
 		return e;
 	return rattrs_judge(r, err);
 }

@@ -15,7 +15,8 @@
  * futex has changed) its result is what the thread finds.
  *
  * A wait whose rest is not known goes on for the whole time that was asked
- * for: late, but never early.
+ * for: late, but never early. One that names its end, or has none, needs none of
+ * this: it is made again with its own arguments.
  */
 #include <errno.h>
 #include <linux/futex.h>
@@ -111,6 +112,28 @@ bool rwait_prepare(const struct user_regs_struct *regs, const struct rwait *w, u
 	return true;
 }
 
+/* Made again, it ends when it would have ended. */
+static bool is_absolute(const struct user_regs_struct *g, int64_t nr)
+{
+	return (nr == SYS_poll && (int)g->rdx < 0) ||
+	       (nr == SYS_futex && (futex_op(g) != FUTEX_WAIT || !g->r10));
+}
+
+/* At every interruption the kernel writes the rest where the program has room for it. */
+static int64_t read_rest(const struct restore *r, const struct user_regs_struct *g, int64_t nr)
+{
+	struct timespec rest;
+	uint64_t at = nr == SYS_nanosleep ? g->rsi : nr == SYS_clock_nanosleep ? g->r10 : 0;
+	struct iovec to = {&rest, sizeof(rest)};
+	struct iovec from = {(void *)(uintptr_t)at, sizeof(rest)};
+
+	if (!at || process_vm_readv(r->builder, &to, 1, &from, 1, 0) != (ssize_t)sizeof(rest) ||
+	    rest.tv_sec < 0 || rest.tv_sec >= INT32_MAX || rest.tv_nsec < 0 ||
+	    rest.tv_nsec >= NS_PER_S)
+		return -1;
+	return (int64_t)rest.tv_sec * NS_PER_S + rest.tv_nsec;
+}
+
 static bool was_waiting(const struct user_regs_struct *g)
 {
 	return (int64_t)g->orig_rax >= 0 && (int64_t)g->rax == -ERESTART_RESTARTBLOCK;
@@ -138,9 +161,13 @@ static int restore_one(struct restore *r, struct rthread *th, uint64_t slot, str
 	struct user_regs_struct call;
 	struct timespec time;
 
-	if (!rwait_prepare(&th->regs, &w, slot, &call, &time)) {
-		/* Programs expect it of every such call. */
-		th->regs.rax = (uint64_t)(w.nr == -1 ? -EINTR : -ERESTARTNOHAND);
+	if (w.nr >= 0)
+		th->regs.orig_rax = (uint64_t)w.nr;
+	if (w.left_ns < 0)
+		w.left_ns = read_rest(r, &th->regs, w.nr);
+	if (is_absolute(&th->regs, w.nr) || !rwait_prepare(&th->regs, &w, slot, &call, &time)) {
+		/* Programs expect EINTR of every such call. */
+		th->regs.rax = (uint64_t)(w.nr < 0 ? -EINTR : -ERESTARTNOHAND);
 		return 0;
 	}
 	memcpy(stub_local(r->stub, slot), &time, sizeof(time));
