@@ -288,10 +288,8 @@ static int parse_ignore(struct restore_args *a, const char *kind)
 
 		snprintf(list + len, sizeof(list) - len, "%s%s", len ? " " : "", *k);
 	}
-	struct usnap_err err = {0};
-	usnap_fail(&err, -EINVAL, "cannot ignore '%s': no such kind", kind);
-	usnap_hint(&err, "the kinds are %s", list);
-	msg_failure(&err);
+	/* Longer than a hint can be. */
+	msg_error("cannot ignore '%s': no such kind; there are %s", kind, list);
 	return EXIT_USAGE;
 }
 

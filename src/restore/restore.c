@@ -11,6 +11,7 @@
 #include "common/util.h"
 #include "image/image.h"
 #include "restore/builder.h"
+#include "restore/guard.h"
 #include "restore/place.h"
 #include "restore/rfiles.h"
 #include "restore/rjson.h"
@@ -120,6 +121,7 @@ void restore_free(struct restore *r)
 {
 	if (!r)
 		return;
+	guard_end(r->guard);
 	rthreads_free(r->threads);
 	rmem_free(r->mem);
 	rfiles_free(r->files);
@@ -167,6 +169,7 @@ static int build_here(struct restore *r, struct usnap_err *err)
 	if (code < 0) {
 		builder_kill(r);
 		rfiles_undo(r);
+		guard_done(r);
 		if (code == -ESRCH || !err->code)
 			usnap_fail(err, -ECHILD,
 				   "cannot restore '%s': the new process was killed on the way",
@@ -175,6 +178,7 @@ static int build_here(struct restore *r, struct usnap_err *err)
 	}
 	if (r->o->complete)
 		r->o->complete(r->o->ctx, r->builder);
+	guard_done(r);
 	rthreads_release(r);
 	return 0;
 }
@@ -183,6 +187,8 @@ int restore_build(struct restore *r, pid_t *ret_pid, struct usnap_err *err)
 {
 	int code = problems_refuse(r, err);
 
+	if (code == 0)
+		code = guard_begin(r, err);
 	if (code == 0)
 		code = place_enter(r, err);
 	if (code > 0)

@@ -53,6 +53,7 @@ struct restore {
 	/* While it is built: */
 	struct restore_shared *shared;
 	struct stub *stub;
+	struct guard *guard; /* guard.h */
 	pid_t builder; /* as the restorer sees it */
 	int builder_pidfd;
 };

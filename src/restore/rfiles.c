@@ -405,6 +405,11 @@ void rfiles_undo(struct restore *r)
 		rsockets_undo(r->files->sockets, r);
 }
 
+bool rfiles_makes_files(const struct restore *r)
+{
+	return r->files && r->files->sockets && rsockets_make_files(r->files->sockets);
+}
+
 /* ---- asked by others --------------------------------------------------------------- */
 
 int rfiles_find(const struct restore *r, uint32_t dev_major, uint32_t dev_minor, uint64_t inode,

@@ -24,6 +24,8 @@ int rfiles_finish(struct restore *r, struct usnap_err *err);
 
 /* In the restorer after a failed build: what was made in the file system goes again. */
 void rfiles_undo(struct restore *r);
+/* Is there anything that it could have to undo? */
+bool rfiles_makes_files(const struct restore *r);
 
 void rfiles_describe(const struct restore *r, json_t *o);
 

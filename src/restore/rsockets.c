@@ -141,6 +141,14 @@ void rsockets_undo(struct rsockets *s, struct restore *r)
 			rsock_path_undo(&s->v[i]);
 }
 
+bool rsockets_make_files(const struct rsockets *s)
+{
+	for (size_t i = 0; i < s->n; i++)
+		if (s->v[i].path)
+			return true;
+	return false;
+}
+
 static void free_socket(struct rsocket *x)
 {
 	free(x->data);

@@ -22,5 +22,7 @@ int rsockets_make(struct rsockets *s, struct restore *r, int64_t description, in
 int rsockets_made(struct rsockets *s, struct restore *r, struct usnap_err *err);
 /* In the restorer after a failed build: removes what was made in the file system. */
 void rsockets_undo(struct rsockets *s, struct restore *r);
+/* Is any of them bound to a name in the file system? */
+bool rsockets_make_files(const struct rsockets *s);
 
 #endif

@@ -1,0 +1,111 @@
+#include "restore/guard.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/util.h"
+#include "restore/rfiles.h"
+
+struct guard_shared {
+	_Atomic int done;
+};
+
+struct guard {
+	struct guard_shared *shared;
+	int fd;
+	pid_t pid;
+};
+
+static void let_go(struct guard *g)
+{
+	munmap(g->shared, sizeof(*g->shared));
+	close(g->fd);
+}
+
+static _Noreturn void be_guard(struct restore *r, struct guard *g)
+{
+	char path[64];
+	sigset_t all;
+
+	/* Signals to the restorer's group are not for it. */
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, NULL);
+	setsid();
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", g->fd);
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	struct guard_shared *shared =
+		fd < 0 ? MAP_FAILED : mmap(NULL, sizeof(*shared), PROT_READ, MAP_SHARED, fd, 0);
+	if (shared == MAP_FAILED)
+		_exit(1);
+	let_go(g);
+	/* Readers of the restorer's pipes do not wait for this process. */
+	fd = dup2(fd, 0);
+	syscall(SYS_close_range, 1, ~0u, 0);
+	while (flock(fd, LOCK_EX) < 0)
+		if (errno != EINTR)
+			_exit(1);
+	if (!atomic_load(&shared->done))
+		rfiles_undo(r);
+	_exit(0);
+}
+
+int guard_begin(struct restore *r, struct usnap_err *err)
+{
+	if (!rfiles_makes_files(r))
+		return 0;
+
+	struct guard *g = calloc(1, sizeof(*g));
+	int code = -ENOMEM;
+	if (!g)
+		return usnap_fail_errno(err, code, "cannot restore '%s'", r->o->image);
+	g->fd = memfd_create("uffd-snap guard", MFD_CLOEXEC);
+	if (g->fd < 0 || ftruncate(g->fd, sizeof(*g->shared)) < 0 || flock(g->fd, LOCK_EX) < 0)
+		goto failed;
+	g->shared = mmap(NULL, sizeof(*g->shared), PROT_READ | PROT_WRITE, MAP_SHARED, g->fd, 0);
+	if (g->shared == MAP_FAILED)
+		goto failed;
+	g->pid = fork();
+	if (g->pid == 0)
+		be_guard(r, g);
+	if (g->pid > 0) {
+		r->guard = g;
+		return 0;
+	}
+	code = -errno;
+	let_go(g);
+	free(g);
+	return usnap_fail_errno(err, code, "cannot restore '%s': a process cannot be made",
+				r->o->image);
+failed:
+	code = -errno;
+	if (g->fd >= 0)
+		close(g->fd);
+	free(g);
+	return usnap_fail_errno(err, code, "cannot restore '%s'", r->o->image);
+}
+
+void guard_done(struct restore *r)
+{
+	if (r->guard)
+		atomic_store(&r->guard->shared->done, 1);
+}
+
+void guard_end(struct guard *g)
+{
+	if (!g)
+		return;
+	let_go(g);
+	/* Within a namespace it is nobody's child, and not waited for. */
+	while (waitpid(g->pid, NULL, 0) < 0 && errno == EINTR)
+		;
+	free(g);
+}
