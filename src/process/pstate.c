@@ -80,12 +80,12 @@
  *		path} queued}  memfd {seals}  pidfd {pid}
  *		terminal {termios(hex, the kernel's) winsize[] pty locked packet exclusive
  *		discipline queued}
- *		socket {family type protocol listening connected local peer {raw(hex) text
- *		path abstract} backlog options{} queued data(hex) peer_inode
- *		read_shutdown write_shutdown
- *		messages[] {data(hex) from{} creds {pid uid gid}}: what waits in a socket of
- *		AF_UNIX that keeps borders (dgram, seqpacket), oldest first
- *		netlink_groups[]: numbers}
+ *		socket {family type protocol listening connected connecting local peer
+ *		{raw(hex) text path abstract} backlog waiting options{} peer_inode
+ *		file {mode uid gid}: of its path; null: the path is not its own any more
+ *		shutdown "read"|"write"|"both"  groups: words of netlink groups, hex
+ *		queued data(hex): of a stream; messages[] {data(hex) from{} cred {pid uid
+ *		gid}}: of a unix socket that keeps borders, oldest first}
  *  limits_of_restore[] what detail severity: pstate_limits.c
  */
 #include "process/pstate.h"
