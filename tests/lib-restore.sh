@@ -45,6 +45,23 @@ _gone() { ! alive "$1"; }
 _ready_or_said() { grep -q '^ready' log || _said "$1"; }
 _said() { [ -s result ] || _gone "$1"; }
 
+# hold PROGRAM PID: to be killed when the script ends, in place of what was held before. A long list
+# of PIDs would be one of other processes in the end.
+hold() {
+	_held_exe=$WORKLOADS/$1
+	_pids=("$2")
+}
+_held_exe=
+
+# let_go: kills what is held, if it is still there.
+let_go() {
+	local p
+	for p in "${_pids[@]-}"; do
+		[ -n "$p" ] && [ "$(readlink "/proc/$p/exe")" = "$_held_exe" ] && kill -KILL "$p"
+	done
+	_pids=()
+}
+
 # restore_again PID IMAGE: snapshots and kills it, and restores it; the new
 # PID in $restored. What went wrong in $why.
 restored='' why=''
@@ -58,12 +75,11 @@ restore_again() {
 		why="process $1 outlived 'snapshot --kill'"
 		return 1
 	fi
-	wait "$1" 2>/dev/null
+	_pids=()
 	if ! restored=$(timeout -k 5 60 "$UFFD_SNAP" restore --detach "$image" 2>restore.err); then
 		why="restore: $(cat restore.err)"
 		return 1
 	fi
-	adopt "$restored"
 	[ -n "${KEEP_IMAGES:-}" ] || rm -f "$image"
 	return 0
 }
@@ -80,7 +96,7 @@ one_case() {
 		return 1
 	fi
 	pid=$(cat pid)
-	adopt "$pid"
+	hold "$program" "$pid"
 	if ! within 60 _ready_or_said "$pid"; then
 		why="not ready: $(cat log)"
 		return 1
@@ -93,6 +109,7 @@ one_case() {
 			return 1
 		fi
 		pid=$restored
+		hold "$program" "$pid"
 	done
 	echo go >go
 	if ! within 90 _said "$pid"; then
@@ -118,7 +135,9 @@ table() {
 			cd "$program.$name" || exit 1
 			chmod 755 .
 			begin=$(date +%s%N)
+			why=
 			if one_case "$program" "$name"; then
+				let_go
 				good=$((good + 1))
 				if [[ $why == SKIP:* ]]; then
 					skipped=$((skipped + 1))
@@ -127,6 +146,7 @@ table() {
 				cd ..
 				rm -rf "$program.$name"
 			else
+				let_go
 				bad+=("$name")
 				echo "$program $name: $why"
 				cd ..

@@ -37,7 +37,10 @@ static void waiting(void *(*fn)(struct work_thread *), long nr, void (*wake)(voi
 	/* It has not come back for nothing. */
 	work_pause_ms(50);
 	must_equal(t.state, 0);
-	must_equal(work_call_of(t.tid), nr);
+	long now = work_call_of(t.tid);
+
+	/* Any stop makes the kernel go on with a wait under another name. */
+	must(now == nr || now == SYS_restart_syscall);
 	wake();
 	join(&t);
 }
