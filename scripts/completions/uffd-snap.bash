@@ -36,6 +36,10 @@ _uffd_snap() {
 			if [[ $line =~ (FILE|CORE|PATH) ]]; then
 				compopt -o filenames 2>/dev/null
 				mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+			elif [[ $line == *" KIND "* ]]; then
+				# It names them all when it knows none of the name.
+				line=$("$tool" "$command" --ignore '' 2>&1)
+				mapfile -t COMPREPLY < <(compgen -W "${line##*there are }" -- "$cur")
 			fi
 			return
 		fi

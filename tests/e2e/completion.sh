@@ -18,7 +18,7 @@ complete_words() (
 )
 
 complete_words '' >offered
-for c in snapshot info verify read core check help; do
+for c in snapshot info verify read core restore check help; do
 	grep -qx "$c" offered || fail "'$c' is not offered"
 	[ "$c" = help ] && continue
 	complete_words "$c" -- >options
@@ -37,6 +37,8 @@ complete_words verify her >offered
 same 'image' "$(cat offered)" here.usnap
 complete_words core -o here.t >offered
 same 'option argument' "$(cat offered)" here.txt
+complete_words restore --ignore use >offered
+same 'kind' "$(cat offered)" userfaultfd
 
 need zsh
 zsh -n "$TOP/scripts/completions/_uffd-snap"

@@ -1,0 +1,90 @@
+#!/bin/bash
+# restore: wrong use is exit status 2 and touches nothing; --dry-run says what would be; kinds and their list agree.
+# also: asan
+. "$(dirname "$0")/../lib.sh"
+need jq mkfifo
+
+exits 2 usnap restore
+says err 'no FILE given'
+exits 2 usnap restore a b
+says err "cannot restore 'b' as well"
+exits 2 usnap restore --frobnicate a
+exits 2 usnap restore --pid-namespace --same-pid a
+exits 2 usnap restore --threads 0 a
+exits 2 usnap restore --threads
+for fd in 3 =x 3= x=y -1=x 3x=y 99999999999=x; do
+	exits 2 usnap restore --fd "$fd" a
+	says err "cannot use '$fd' as --fd"
+done
+exits 2 usnap restore --fd 3=a --fd 3=inherit a
+says err '3 was given already'
+exits 2 usnap restore --ignore nonsense a
+says err "cannot ignore 'nonsense'"
+sed 's/.*there are //' err | tr ' ' '\n' | sort >listed
+
+# What the sources refuse, --ignore knows and the manual lists; and nothing else.
+awk '/^\.Sh COMMANDS/ { on = 1 } /^\.Ss check/ { on = 0 } on && /^\.Cm [a-z_, -]*$/' "$TOP/man/uffd-snap.1" |
+	sed 's/^\.Cm//' | tr -d ' ' | tr ',' '\n' | grep . | sort >in-manual
+for kind in $(cat listed); do
+	grep -qx "$kind" in-manual || fail "the manual does not list '$kind'"
+	grep -rqF "\"$kind\"" "$TOP/src/process" "$TOP"/src/restore/r*.c "$TOP"/src/restore/place*.c ||
+		fail "nothing is refused for '$kind'"
+done
+cat "$TOP"/src/restore/*.c | tr -d '\n\t' |
+	grep -oE 'problem\([a-z, ]*RESTORE_REFUSE, *"[a-z_-]+"' | grep -oE '"[a-z_-]+"' | tr -d '"' >used
+cat "$TOP"/src/process/*.c | tr -d '\n\t' |
+	grep -oE 'limit_add\([a-z]+, *"[a-z_-]+", *"refuse"' | grep -oE '"[a-z_-]+"' | grep -v refuse | tr -d '"' >>used
+[ -s used ] || fail "the sources refuse nothing"
+for kind in $(sort -u used); do
+	grep -qx "$kind" listed || fail "--ignore does not know '$kind'"
+done
+
+# Not an image, and no image.
+exits 1 usnap restore missing.usnap
+says err "cannot open 'missing.usnap': No such file or directory"
+head -c 20000 /dev/urandom >noise
+got=0
+usnap restore noise >out 2>err || got=$?
+[ $got -eq 1 ] || [ $got -eq 3 ] || fail "exit status $got for noise"
+says err "cannot read 'noise'"
+got=0
+usnap restore - <noise >out 2>err || got=$?
+[ $got -eq 1 ] || [ $got -eq 3 ] || fail "exit status $got for noise from a pipe"
+says err "cannot read 'standard input'"
+got=0
+usnap restore - </dev/null >out 2>err || got=$?
+[ $got -ne 0 ] || fail "nothing was restored"
+
+# A plan is made, and nothing else.
+sleep 1000 &
+pid=$!
+adopt $pid
+usnap snapshot -q $pid -o sleep.usnap
+exits 1 usnap restore --dry-run --same-pid sleep.usnap
+says out "PID $pid is in use (sleep)"
+exits 1 usnap restore --same-pid sleep.usnap
+says err "PID $pid is in use (sleep)"
+exits 0 usnap restore --dry-run sleep.usnap
+says out 'in a new PID namespace'
+exits 0 usnap restore --dry-run --json sleep.usnap
+jq -e '.can_restore and .place.pid_namespace' out >/dev/null || fail "$(cat out)"
+kill -KILL $pid
+wait $pid || true
+exits 0 usnap restore --dry-run sleep.usnap
+says out "would restore 'sleep.usnap' as process $pid"
+says out 'numbers: its own'
+[ ! -e /proc/$pid ] || fail "a dry run made the process"
+got=0
+usnap restore --dry-run - <sleep.usnap >out 2>err || got=$?
+same 'dry run from a pipe' "$got" 0
+
+# Descriptors that are told to lead elsewhere.
+exits 1 usnap restore --detach -q --fd 1="$PWD/one" sleep.usnap
+says err "cannot open"
+: >one
+exits 0 usnap restore --detach -q --fd 1="$PWD/one" --fd 2=inherit sleep.usnap
+restored=$(cat out)
+adopt "$restored"
+same 'descriptor 1' "$(readlink "/proc/$restored/fd/1")" "$PWD/one"
+same 'descriptor 2' "$(readlink "/proc/$restored/fd/2")" "$PWD/err"
+kill -KILL "$restored"
