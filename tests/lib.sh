@@ -90,7 +90,11 @@ start() {
 }
 
 # adopt PID: to be killed at the end like what was started here.
-adopt() { _pids+=("$1"); }
+adopt() {
+	# kill(1) takes 0 and -1 for everybody.
+	[[ $1 =~ ^[1-9][0-9]*$ && $1 -gt 1 ]] || fail "no PID: '$1'"
+	_pids+=("$1")
+}
 
 # stop PID: ends it and waits for it.
 stop() {

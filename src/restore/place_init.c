@@ -200,7 +200,8 @@ int place_enter(struct restore *r, struct usnap_err *err)
 	return 1;
 }
 
-/* /proc/self/fdinfo of a pidfd tells the PID as it is seen here. */
+/* /proc/self/fdinfo of a pidfd tells the PID as it is seen here; 0: it has ended (the kernel says
+ * -1 then, which nobody may take for a number to send signals to). */
 static pid_t pid_of(int pidfd)
 {
 	cleanup_free char *text = NULL;
@@ -210,7 +211,8 @@ static pid_t pid_of(int pidfd)
 	if (io_read_file_at(AT_FDCWD, path, KIB(4), &text, NULL) < 0)
 		return 0;
 	const char *line = strstr(text, "\nPid:");
-	return line ? (pid_t)strtol(line + strlen("\nPid:"), NULL, 10) : 0;
+	long pid = line ? strtol(line + strlen("\nPid:"), NULL, 10) : 0;
+	return pid > 0 ? (pid_t)pid : 0;
 }
 
 static void end_inner(struct place *p)
@@ -233,7 +235,11 @@ int place_result(struct restore *r, pid_t *ret_pid, struct usnap_err *err)
 			kill(p->init, *r->o->cancel);
 	if (code == 0 && report.code == 0 && p->pidfd >= 0) {
 		*ret_pid = pid_of(p->pidfd);
-		return 0;
+		if (*ret_pid || !r->o->detach)
+			return 0;
+		end_inner(p);
+		return usnap_fail(err, -ESRCH, "cannot restore '%s': the process ended at once",
+				  r->o->image);
 	}
 	end_inner(p);
 	if (code < 0 || report.code >= 0)
