@@ -1,5 +1,5 @@
 /*
- * What a snapshot needs of the kernel, of our permissions and of a target,
+ * What snapshots and restores need of the kernel, of our permissions and of a target,
  * found out by trying it. A probe changes nothing that outlives it.
  */
 #ifndef USNAP_CLI_CHECK_H
@@ -45,6 +45,7 @@ unsigned long long check_capabilities(int procfd);
 void check_userfaultfd(struct checks *cs, bool any_target); /* check_uffd.c */
 void check_kernel(struct checks *cs); /* check_kernel.c */
 void check_permissions(struct checks *cs, bool any_target); /* check_kernel.c */
+void check_restore(struct checks *cs); /* check_restore.c */
 void check_target(struct checks *cs, pid_t pid); /* check_target.c */
 
 #endif

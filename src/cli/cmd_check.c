@@ -179,6 +179,8 @@ static int run_check(int argc, char **argv)
 	check_permissions(&cs, pid == 0);
 	if (pid)
 		check_target(&cs, pid);
+	else
+		check_restore(&cs);
 
 	int r = EXIT_DONE;
 	if (json)
@@ -191,7 +193,7 @@ static int run_check(int argc, char **argv)
 const struct cli_command cmd_check = {
 	.name = "check",
 	.args = "[--json] [PID]",
-	.summary = "show what a snapshot needs here, and whether it is there",
+	.summary = "show what snapshots and restores need here, and what is there",
 	.help = "      --json  print JSON\n"
 		"\n"
 		"With a PID, also whether that process can be taken. Exit status 1 when a\n"
