@@ -191,7 +191,7 @@ cut_stream() {
 }
 little_memory() {
 	local mib=$((RANDOM % 220 + 10))
-	attempt "$mib MiB of address space" prlimit --as=$((mib << 20)) "${restore[@]}" "$@" "$image"
+	attempt "$mib MiB of address space" prlimit --as=$((mib << 20)) "${restore[@]}" "$image"
 }
 killed() {
 	local sig=$1 delay status=0

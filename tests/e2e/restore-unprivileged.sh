@@ -13,8 +13,8 @@ chmod 755 "$place"
 install -m 755 "$UFFD_SNAP" "$place/uffd-snap"
 install -m 755 "$WORKLOADS"/restore_* "$place"
 uid=54321
-user=(setpriv --reuid $uid --regid $uid --clear-groups)
-with_groups=(setpriv --reuid $uid --regid $uid --groups $uid,54322)
+user=(setpriv --reuid "$uid" --regid "$uid" --clear-groups)
+with_groups=(setpriv --reuid "$uid" --regid "$uid" --groups "$uid,54322")
 "${user[@]}" "$place/uffd-snap" --version >/dev/null 2>&1 || skip "another user cannot reach $place"
 "${user[@]}" unshare --user --map-current-user --pid --fork --mount-proc true 2>/dev/null || can_not=1
 
@@ -24,7 +24,7 @@ back() {
 	shift 2
 	mkdir "$place/$case"
 	chown $uid:$uid "$place/$case"
-	cd "$place/$case"
+	cd "$place/$case" || exit 1
 	"$@" touch go log
 	"$@" setsid -f bash -c 'echo $$ >pid && exec "$0" "$1" >>log 2>&1' "$place/$program" "$case" </dev/null
 	within 10 test -s pid || fail "$case: not started"
@@ -37,7 +37,7 @@ back() {
 	if [ -n "${can_not:-}" ]; then
 		exits 1 "$@" "$place/uffd-snap" restore -q --detach image.usnap
 		says err 'pid-namespace'
-		cd - >/dev/null
+		cd - >/dev/null || exit 1
 		return
 	fi
 	restored=$("$@" "$place/uffd-snap" restore -q --detach image.usnap 2>/dev/null </dev/null) ||
@@ -49,7 +49,7 @@ back() {
 	echo go >go
 	within 60 test -s result || fail "$case: no answer: $(cat log)"
 	same "$case" "$(cat result)" ok
-	cd - >/dev/null
+	cd - >/dev/null || exit 1
 }
 
 back restore_memory heap "${user[@]}"
@@ -65,9 +65,9 @@ exits 0 usnap check --json
 for name in 'choosing PIDs' 'PID namespaces' 'time namespaces' 'PR_SET_MM_MAP'; do
 	same "$name for root" "$(jq -r --arg n "$name" '.checks[] | select(.name == $n) | .state' out)" ok
 done
-cd "$place"
+cd "$place" || exit 1
 "${user[@]}" ./uffd-snap check --json >"$OLDPWD/out" 2>&1 || true
-cd - >/dev/null
+cd - >/dev/null || exit 1
 same 'choosing PIDs for a user' "$(jq -r '.checks[] | select(.name == "choosing PIDs") | .state' out)" missing
 [ -n "${can_not:-}" ] || same 'PID namespaces for a user' "$(jq -r '.checks[] | select(.name == "PID namespaces") | .state' out)" ok
 
