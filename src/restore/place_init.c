@@ -226,7 +226,7 @@ static void end_inner(struct place *p)
 int place_result(struct restore *r, pid_t *ret_pid, struct usnap_err *err)
 {
 	struct place *p = r->place;
-	struct place_report report;
+	struct place_report report = {0};
 	int code;
 
 	/* What asks us to stop, asks the inner one: it undoes what it has done. */

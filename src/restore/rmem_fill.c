@@ -361,6 +361,9 @@ static void wait_for_workers(struct fill *f)
 		until.tv_sec += until.tv_nsec / 1000000000;
 		until.tv_nsec %= 1000000000;
 		pthread_cond_timedwait(&f->ended, &f->lock, &until);
+		/* Who made us run looks at it next, and gives up. */
+		if (o->cancel && *o->cancel)
+			f->stop = true;
 		if (!o->progress)
 			continue;
 		pthread_mutex_unlock(&f->lock);

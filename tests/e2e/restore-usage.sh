@@ -1,6 +1,5 @@
 #!/bin/bash
 # restore: wrong use is exit status 2 and touches nothing; --dry-run says what would be; kinds and their list agree.
-# also: asan
 . "$(dirname "$0")/../lib.sh"
 need jq mkfifo
 
