@@ -9,6 +9,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include "common/util.h"
 #include "restore/rproc_internal.h"
@@ -26,8 +27,7 @@ static bool is_realtime(uint32_t policy)
 	return policy == 1 || policy == 2 || policy == 6;
 }
 
-/* ---- what can be had here
- * --------------------------------------------------------------- */
+/* ---- what can be had here --------------------------------------------------------------------- */
 
 static int own_sched(pid_t tid, struct rsched *ret)
 {
@@ -122,6 +122,13 @@ int rattrs_judge(struct restore *r, struct usnap_err *err)
 		e = judge_creds(r, &own);
 	if (e == 0)
 		e = judge_scheduling(r, &own);
+	for (size_t i = 0; i < r->threads->n && e == 0 && r->o->detach; i++)
+		if (r->threads->v[i].pdeathsig)
+			e = restore_problem(r, RESTORE_NOTE, "parent-death-signal",
+					    "thread %d was to get signal %d when its parent ends; "
+					    "detached, it has none that could",
+					    (int)r->threads->v[i].image_tid,
+					    r->threads->v[i].pdeathsig);
 	rcreds_free(&own);
 	return e < 0 ? usnap_fail_errno(err, e, "cannot restore") : 0;
 }
@@ -134,8 +141,7 @@ bool restore_ignores(const struct restore *r, const char *kind)
 	return false;
 }
 
-/* ---- by the threads themselves
- * ---------------------------------------------------------- */
+/* ---- by the threads themselves ---------------------------------------------------------------- */
 
 static void add_attributes(struct rcalls *c, const struct rthreads *t, const struct rthread *th)
 {
@@ -164,7 +170,7 @@ static void add_attributes(struct rcalls *c, const struct rthreads *t, const str
 typedef void add_calls_fn(struct rcalls *c, struct restore *r, const struct rthread *th,
 			  const void *arg);
 
-/* One batch for each thread; many threads, many rounds. */
+/* One batch for each thread that has something to do; many threads, many rounds. */
 static int all_threads(struct restore *r, add_calls_fn *add, const void *arg, struct usnap_err *err)
 {
 	struct rthreads *t = r->threads;
@@ -174,14 +180,15 @@ static int all_threads(struct restore *r, add_calls_fn *add, const void *arg, st
 	if (!c)
 		return usnap_fail_errno(err, -ENOMEM, "cannot restore");
 	for (size_t from = 0; from < t->n && e == 0; from += RCALLS_AT_ONCE) {
-		size_t n = MIN(t->n - from, (size_t)RCALLS_AT_ONCE);
+		size_t end = MIN(t->n, from + RCALLS_AT_ONCE), n = 0;
 
 		stub_reset(r->stub);
-		for (size_t i = 0; i < n; i++) {
-			struct rthread *th = &t->v[from + i];
+		for (size_t i = from; i < end; i++) {
+			const struct rthread *th = &t->v[i];
 
-			rcalls_begin(&c[i], r->stub, th->lane, th->tid);
-			add(&c[i], r, th, arg);
+			rcalls_begin(&c[n], r->stub, th->lane, th->tid);
+			add(&c[n], r, th, arg);
+			n += c[n].b.nr_calls > 0;
 		}
 		e = rcalls_run(c, n, err);
 	}
@@ -201,6 +208,7 @@ int rattrs_restore(struct restore *r, struct usnap_err *err)
 struct creds_arg {
 	struct rcreds have;
 	bool lenient;
+	bool orphan; /* its parent, this program, ends when it runs */
 };
 
 static void add_creds(struct rcalls *c, struct restore *r, const struct rthread *th,
@@ -210,20 +218,21 @@ static void add_creds(struct rcalls *c, struct restore *r, const struct rthread 
 
 	if (th->creds.known && !rcreds_equal(&th->creds, &a->have))
 		rcreds_add(c, &th->creds, &a->have, a->lenient);
-}
-
-/* A change of credentials clears it. Until the very end the restorer's death
- * would be that of the process; PTRACE_O_EXITKILL sees to that from here on. */
-static void add_pdeathsig(struct rcalls *c, struct restore *r, const struct rthread *th,
-			  const void *arg)
-{
-	rcalls_add(c, "set its parent-death signal", SYS_prctl, PR_SET_PDEATHSIG,
-		   (uint64_t)th->pdeathsig, 0, 0, 0);
+	/* A change of credentials clears it. The main thread's has been SIGKILL until now, so that
+	 * the process would end with the restorer; PTRACE_O_EXITKILL sees to that from here on. */
+	int signo = a->orphan ? 0 : th->pdeathsig;
+	if (signo || th == &r->threads->v[r->threads->main])
+		rcalls_add(c, "set its parent-death signal", SYS_prctl, PR_SET_PDEATHSIG,
+			   (uint64_t)signo, 0, 0, 0);
 }
 
 int rattrs_credentials(struct restore *r, struct usnap_err *err)
 {
-	struct creds_arg a = {.lenient = restore_ignores(r, "credentials")};
+	struct creds_arg a = {
+		.lenient = restore_ignores(r, "credentials"),
+		/* The init of a PID namespace stays. */
+		.orphan = r->o->detach && getpid() != 1,
+	};
 	/* The new threads have the restorer's. */
 	int e = rcreds_own(&a.have);
 
@@ -231,11 +240,10 @@ int rattrs_credentials(struct restore *r, struct usnap_err *err)
 		return usnap_fail_errno(err, e, "cannot restore the credentials");
 	e = all_threads(r, add_creds, &a, err);
 	rcreds_free(&a.have);
-	return e < 0 ? e : all_threads(r, add_pdeathsig, NULL, err);
+	return e;
 }
 
-/* ---- from outside
- * ----------------------------------------------------------------------- */
+/* ---- from outside ----------------------------------------------------------------------------- */
 
 static int set_policy(const struct rthread *th)
 {

@@ -205,8 +205,7 @@ void rproc_describe(const struct restore *r, json_t *o)
 	json_object_set_new(o, "posix_timers", json_integer((json_int_t)p->timers.n));
 }
 
-/* ---- in the builder
- * --------------------------------------------------------------------- */
+/* ---- in the builder --------------------------------------------------------------------------- */
 
 int rproc_begin(struct restore *r, struct usnap_err *err)
 {
@@ -282,8 +281,7 @@ int rproc_build(struct restore *r, struct usnap_err *err)
 	return e;
 }
 
-/* ---- by remote calls
- * -------------------------------------------------------------------- */
+/* ---- by remote calls -------------------------------------------------------------------------- */
 
 /* By now nothing more is looked up for the process in the restorer's directories. */
 static int enter_root(struct restore *r, struct usnap_err *err)

@@ -21,8 +21,7 @@ enum {
 	AT_ONCE = 256 /* signals in one batch */
 };
 
-/* ---- signals that wait
- * ------------------------------------------------------------------ */
+/* ---- signals that wait ------------------------------------------------------------------------ */
 
 static int parse_one(siginfo_t *ret, const json_t *o, struct usnap_err *err)
 {

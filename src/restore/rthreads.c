@@ -267,8 +267,7 @@ int rthreads_create(struct restore *r, struct usnap_err *err)
 	return e;
 }
 
-/* ---- what each thread has
- * --------------------------------------------------------------- */
+/* ---- what each thread has --------------------------------------------------------------------- */
 
 /* Each step needs what a later one takes away: scheduling needs our user,
  * filters need privileges, the seizing needs a process that may be dumped. */
