@@ -80,6 +80,10 @@ restore_again() {
 		why="restore: $(cat restore.err)"
 		return 1
 	fi
+	if [[ ! $restored =~ ^[1-9][0-9]*$ ]]; then
+		why="restore --detach printed '$restored'"
+		return 1
+	fi
 	[ -n "${KEEP_IMAGES:-}" ] || rm -f "$image"
 	return 0
 }

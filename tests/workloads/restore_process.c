@@ -323,7 +323,8 @@ static void actions(void)
 		must(sigaction(s, NULL, &now) == 0);
 		must(now.sa_handler == a[s].sa_handler);
 		/* Without a handler nothing is restored: SA_RESTORER means nothing then. */
-		int nothing = now.sa_handler == SIG_DFL || now.sa_handler == SIG_IGN ? 0x04000000 : 0;
+		int nothing =
+			now.sa_handler == SIG_DFL || now.sa_handler == SIG_IGN ? 0x04000000 : 0;
 		must_equal(now.sa_flags | nothing, a[s].sa_flags | nothing);
 		for (int m = 1; m < 64; m++)
 			must_equal(sigismember(&now.sa_mask, m), sigismember(&a[s].sa_mask, m));

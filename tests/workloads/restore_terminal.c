@@ -16,15 +16,6 @@ static void open_pty(void)
 	must((slave = open(ptsname(master), O_RDWR | O_NOCTTY | O_CLOEXEC)) >= 0);
 }
 
-static void set_raw(int fd)
-{
-	struct termios t;
-
-	must(tcgetattr(fd, &t) == 0);
-	cfmakeraw(&t);
-	must(tcsetattr(fd, TCSANOW, &t) == 0);
-}
-
 static void expect(int fd, const char *text)
 {
 	char buf[256];
@@ -40,13 +31,6 @@ static void expect(int fd, const char *text)
 		got += (size_t)n;
 	}
 	must(memcmp(buf, text, got) == 0);
-}
-
-static bool silent(int fd)
-{
-	struct pollfd p = {.fd = fd, .events = POLLIN};
-
-	return poll(&p, 1, 0) == 0;
 }
 
 static void put(int fd, const char *text)
@@ -114,32 +98,6 @@ static void window(void)
 	must(now.ws_xpixel == 640 && now.ws_ypixel == 480);
 }
 
-static void queued_raw(void)
-{
-	open_pty();
-	set_raw(slave);
-	put(master, "for the slave \003\177");
-	put(slave, "for the master\n");
-	work_wait();
-	expect(slave, "for the slave \003\177");
-	expect(master, "for the master\n");
-	must(silent(master) && silent(slave));
-}
-
-static void queued_lines(void)
-{
-	open_pty();
-	put(master, "first\nsecond\nhal");
-	work_wait();
-	expect(slave, "first\nsecond\n");
-	must(silent(slave));
-	put(master, "f\n");
-	expect(slave, "half\n");
-	/* What was echoed, once. */
-	expect(master, "first\r\nsecond\r\nhalf\r\n");
-	must(silent(master));
-}
-
 static void packet_mode(void)
 {
 	int on = 1, locked = 0;
@@ -195,8 +153,6 @@ static const struct work works[] = {
 	{"pty", pty, "pseudo-terminals, both ends, under their name"},
 	{"termios", settings, "terminal settings and special characters"},
 	{"window-size", window, "the window size"},
-	{"pty-queued", queued_raw, "what is queued in a raw terminal, both ways"},
-	{"pty-lines", queued_lines, "what is queued in a terminal that edits lines"},
 	{"pty-packets", packet_mode, "packet mode and lock of a pseudo-terminal"},
 	{"controlling", controlling, "the controlling terminal: interrupt key, window changes"},
 };
