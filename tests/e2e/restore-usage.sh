@@ -77,6 +77,16 @@ got=0
 usnap restore --dry-run - <sleep.usnap >out 2>err || got=$?
 same 'dry run from a pipe' "$got" 0
 
+# A stream is kept where TMPDIR says; a file system is not filled to the brim for it.
+mkdir small
+got=0
+unshare --mount --propagation private bash -c \
+	'mount -t tmpfs -o size=1m tmpfs small && TMPDIR=$PWD/small exec "$0" restore --dry-run -' \
+	"$UFFD_SNAP" <sleep.usnap >out 2>err || got=$?
+same 'no room for a stream' "$got" 1
+says err "cannot keep 'standard input' in '$PWD/small': No space left on device"
+says err 'hint: TMPDIR'
+
 # Descriptors that are told to lead elsewhere.
 exits 1 usnap restore --detach -q --fd 1="$PWD/one" sleep.usnap
 says err "cannot open"
