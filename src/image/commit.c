@@ -136,8 +136,8 @@ static char *commit_text(const struct tarball *t, const struct pageindex *pi, co
 	}
 	json_object_set_new(j, "version", json_integer(FORMAT_VERSION));
 	json_object_set_new(j, "id", json_string(id));
-	json_object_set_new(j, "pages", json_integer((json_int_t)pageindex_nr_pages(pi)));
-	json_object_set_new(j, "frames", json_integer((json_int_t)pageindex_nr_frames(pi)));
+	json_object_set_new(j, "pages", json_integer((json_int_t)pi->nr_pages));
+	json_object_set_new(j, "frames", json_integer((json_int_t)pageindex_all_frames(pi)));
 	json_object_set_new(j, "bytes", json_integer((json_int_t)t->sink.position));
 	json_object_set_new(j, "members", members);
 	body = json_dumps(j, JSON_COMPACT);

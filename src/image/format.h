@@ -13,7 +13,7 @@
  * index.zst, decompressed: a header, then three tables without gaps.
  *
  *	header   magic[8] u32 version  u32 page_size  u64 nr_images
- *	         u64 nr_frames  u64 nr_pages  zero[24]
+ *	         u64 nr_frames  u64 nr_pages  u64 seed  zero[16]
  *	images   nr_images x { u8 id[16]  zero[16] }
  *	frames   nr_frames x { u32 image  u32 raw_bytes  u32 compressed_bytes
  *	                       u32 zero  u64 file_offset  u64 zero }
@@ -21,7 +21,9 @@
  *	                       u8 xxh3_128[16] }
  *
  * Everything is little-endian but the hashes, which are in XXH3's canonical
- * (big-endian) form. Pages ascend by address, each address once.
+ * (big-endian) form. Pages ascend by address, each address once. Image 0 is
+ * this one, the others are ancestors whose frames are referred to: an index
+ * is complete, and what an ancestor refers to itself is never asked.
  */
 #ifndef USNAP_IMAGE_FORMAT_H
 #define USNAP_IMAGE_FORMAT_H
@@ -63,6 +65,7 @@ enum {
 	FORMAT_MAX_NAME = 99, /* of a member: a plain ustar header holds it */
 	/* No index of a real process shrinks by more than some 20. */
 	FORMAT_MAX_INDEX_RATIO = 256,
+	FORMAT_MAX_IMAGES = 65536, /* in an index */
 };
 
 /* Pages at these addresses are no memory: the bytes of files that have no

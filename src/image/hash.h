@@ -1,9 +1,11 @@
 /* XXH3-128 as the image holds it: 16 canonical (big-endian) bytes, or 32
- * lower-case hex digits. */
+ * lower-case hex digits. Of pages it is seeded: a process chooses what its
+ * memory holds, and should not be able to choose two pages with one hash. */
 #ifndef USNAP_IMAGE_HASH_H
 #define USNAP_IMAGE_HASH_H
 
 #include <errno.h>
+#include <stdint.h>
 #include <string.h>
 #include <xxhash.h>
 
@@ -15,6 +17,11 @@ static inline void hash_canonical(void *ret, XXH128_hash_t h)
 
 	XXH128_canonicalFromHash(&c, h);
 	memcpy(ret, &c, FORMAT_HASH_BYTES);
+}
+
+static inline void hash_page(void *ret, uint64_t seed, const void *page, size_t len)
+{
+	hash_canonical(ret, XXH3_128bits_withSeed(page, len, seed));
 }
 
 static inline const char *hash_hex(char hex[FORMAT_HASH_HEX + 1], const unsigned char *b)

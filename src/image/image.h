@@ -98,7 +98,7 @@ struct usnap_image {
 	unsigned char *index;
 	size_t index_len;
 	const unsigned char *images, *frames, *pages;
-	uint64_t nr_images;
+	uint64_t nr_images, seed; /* seed: of page hashes */
 	uint64_t last_page; /* where the last search ended */
 
 	ZSTD_DCtx *dctx;
@@ -147,6 +147,8 @@ uint32_t img_page_slot(const struct usnap_image *img, uint64_t nr);
 const unsigned char *img_page_hash(const struct usnap_image *img, uint64_t nr);
 /* The first page at or above addr; nr_pages when there is none. */
 uint64_t img_find_page(struct usnap_image *img, uint64_t addr);
+/* The same for any thread, each with a hint of its own: where its last search ended. */
+uint64_t img_find_page_near(const struct usnap_image *img, uint64_t addr, uint64_t hint);
 
 /* What "unlinked" of process.json says: where the contents of files are. */
 int img_load_contents(struct usnap_image *img);

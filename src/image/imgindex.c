@@ -38,9 +38,9 @@ const unsigned char *img_page_hash(const struct usnap_image *img, uint64_t nr)
 	return img->pages + nr * FORMAT_INDEX_RECORD + 16;
 }
 
-uint64_t img_find_page(struct usnap_image *img, uint64_t addr)
+uint64_t img_find_page_near(const struct usnap_image *img, uint64_t addr, uint64_t hint)
 {
-	uint64_t a = 0, b = img->nr_pages, hint = img->last_page;
+	uint64_t a = 0, b = img->nr_pages;
 
 	/* Reads go upwards mostly: the next page is the one after the last. */
 	if (hint < b && img_page_addr(img, hint) <= addr) {
@@ -56,8 +56,12 @@ uint64_t img_find_page(struct usnap_image *img, uint64_t addr)
 		else
 			b = m;
 	}
-	img->last_page = a;
 	return a;
+}
+
+uint64_t img_find_page(struct usnap_image *img, uint64_t addr)
+{
+	return img->last_page = img_find_page_near(img, addr, img->last_page);
 }
 
 static bool all_zero(const unsigned char *p, size_t len)
@@ -128,6 +132,9 @@ static int check_images(struct usnap_image *img, uint64_t at)
 		if (!all_zero(img->images + i * FORMAT_INDEX_RECORD + 16, 16))
 			return img_damaged(img, at,
 					   "page index: image %" PRIu64 " is described wrongly", i);
+	for (uint64_t i = 1; i < img->nr_images; i++)
+		if (!memcmp(img->images + i * FORMAT_INDEX_RECORD, id, sizeof(id)))
+			return img_damaged(img, at, "page index: the image is its own ancestor");
 	return 0;
 }
 
@@ -145,11 +152,12 @@ static int check_index(struct usnap_image *img, uint64_t at)
 	img->nr_images = le_get64(h + 16);
 	/* No sum of these can wrap: each is below the number of records. */
 	if (version < 1 || le_get32(h + 12) != img->info.page_size || !img->nr_images ||
-	    img->nr_images > records || le_get64(h + 24) != img->nr_frames ||
-	    le_get64(h + 32) != img->nr_pages || img->nr_frames > records ||
-	    img->nr_pages > records || img->nr_images + img->nr_frames + img->nr_pages != records ||
-	    !all_zero(h + 40, 24))
+	    img->nr_images > MIN(records, (uint64_t)FORMAT_MAX_IMAGES) ||
+	    le_get64(h + 24) != img->nr_frames || le_get64(h + 32) != img->nr_pages ||
+	    img->nr_frames > records || img->nr_pages > records ||
+	    img->nr_images + img->nr_frames + img->nr_pages != records || !all_zero(h + 48, 16))
 		return img_damaged(img, at, "page index: its counts are not those of the image");
+	img->seed = le_get64(h + 40);
 	img->images = h + FORMAT_INDEX_HEADER;
 	img->frames = img->images + img->nr_images * FORMAT_INDEX_RECORD;
 	img->pages = img->frames + img->nr_frames * FORMAT_INDEX_RECORD;

@@ -124,7 +124,7 @@ static int get_page(struct usnap_image *img, uint64_t nr, const unsigned char **
 	if (r < 0)
 		return r;
 	raw += (size_t)img_page_slot(img, nr) * ps;
-	hash_canonical(hash, XXH3_128bits(raw, ps));
+	hash_page(hash, img->seed, raw, ps);
 	if (memcmp(hash, img_page_hash(img, nr), sizeof(hash)) != 0)
 		return img_damaged(img, f.offset, "page 0x%" PRIx64 " differs from its hash",
 				   img_page_addr(img, nr));

@@ -158,7 +158,7 @@ static void check_frame(struct verify *v, uint64_t nr, ZSTD_DCtx *dctx, unsigned
 	for (uint64_t i = v->first[nr]; i < v->first[nr + 1]; i++) {
 		uint64_t page = v->by_frame[i];
 
-		hash_canonical(hash, XXH3_128bits(raw + (size_t)img_page_slot(img, page) * ps, ps));
+		hash_page(hash, img->seed, raw + (size_t)img_page_slot(img, page) * ps, ps);
 		if (memcmp(hash, img_page_hash(img, page), sizeof(hash)) != 0)
 			add_finding(v, f.offset, "page 0x%" PRIx64 " differs from its hash",
 				    img_page_addr(img, page));

@@ -7,6 +7,7 @@
 
 #include "common/le.h"
 #include "common/util.h"
+#include "image/image.h"
 
 int growing_reserve(struct growing *g, size_t extra)
 {
@@ -49,46 +50,70 @@ void pageindex_clear(struct pageindex *pi)
 	growing_free(&pi->runs);
 	growing_free(&pi->frames);
 	growing_free(&pi->hashes);
-	pageindex_init(pi, pi->page_size);
+	pagetable_clear(&pi->stored);
+	references_clear(&pi->refs);
+	pi->nr_pages = pi->nr_referred = 0;
 }
 
-static void add_run(struct pageindex *pi, uint32_t frame, uint64_t addr, uint32_t slot,
-		    uint32_t nr_pages)
+int pageindex_add(struct pageindex *pi, const struct page_frame *frame, const struct page_run *runs,
+		  size_t nr_runs, const struct page_hash *hashes, bool find)
 {
-	struct page_run *r = (struct page_run *)((char *)pi->runs.p + pi->runs.used);
-
-	*r = (struct page_run){.addr = addr,
-			       .frame = frame,
-			       .slot = (uint16_t)slot,
-			       .nr_pages = (uint16_t)nr_pages};
-	pi->runs.used += sizeof(*r);
-}
-
-int pageindex_add(struct pageindex *pi, const struct page_frame *frame,
-		  const struct image_run *runs, size_t nr_runs, const struct page_hash *hashes)
-{
-	uint64_t nr = pageindex_nr_frames(pi);
-	uint32_t slot = 0;
-	struct page_frame *f;
+	uint64_t nr = pageindex_nr_frames(pi), first = pi->hashes.used / sizeof(*hashes);
+	uint32_t nr_hashes = frame ? frame->nr_pages : 0;
+	struct page_run *to;
 	int r;
 
-	if (nr >= UINT32_MAX)
+	if (frame && nr >= PAGE_NEW_FRAME)
 		return -EOVERFLOW;
-	if ((r = growing_reserve(&pi->runs, nr_runs * sizeof(struct page_run))) < 0 ||
+	if ((r = growing_reserve(&pi->runs, nr_runs * sizeof(*runs))) < 0 ||
 	    (r = growing_reserve(&pi->frames, sizeof(*frame))) < 0 ||
-	    (r = growing_reserve(&pi->hashes, frame->nr_pages * sizeof(*hashes))) < 0)
+	    (r = growing_reserve(&pi->hashes, nr_hashes * sizeof(*hashes))) < 0)
 		return r;
-	f = (struct page_frame *)((char *)pi->frames.p + pi->frames.used);
-	*f = *frame;
-	f->first_hash = pi->hashes.used / sizeof(*hashes);
-	pi->frames.used += sizeof(*f);
-	memcpy((char *)pi->hashes.p + pi->hashes.used, hashes, frame->nr_pages * sizeof(*hashes));
-	pi->hashes.used += frame->nr_pages * sizeof(*hashes);
-	for (size_t i = 0; i < nr_runs; i++) {
-		add_run(pi, (uint32_t)nr, runs[i].addr, slot, runs[i].nr_pages);
-		slot += runs[i].nr_pages;
+	if (frame) {
+		struct page_frame *f =
+			(struct page_frame *)((char *)pi->frames.p + pi->frames.used);
+
+		*f = *frame;
+		f->first_hash = first;
+		pi->frames.used += sizeof(*f);
+		memcpy((char *)pi->hashes.p + pi->hashes.used, hashes, nr_hashes * sizeof(*hashes));
+		pi->hashes.used += nr_hashes * sizeof(*hashes);
 	}
+	for (uint32_t i = 0; i < nr_hashes && find; i++)
+		pagetable_add(&pi->stored, pi->hashes.p, first + i);
+	to = (struct page_run *)((char *)pi->runs.p + pi->runs.used);
+	for (size_t i = 0; i < nr_runs; i++) {
+		to[i] = runs[i];
+		if (runs[i].frame == PAGE_NEW_FRAME)
+			to[i].frame = (uint32_t)nr;
+		else if (runs[i].frame == PAGE_IN_PARENT)
+			pi->nr_referred += runs[i].nr_pages;
+		pi->nr_pages += runs[i].nr_pages;
+	}
+	pi->runs.used += nr_runs * sizeof(*runs);
 	return 0;
+}
+
+bool pageindex_find(const struct pageindex *pi, const struct page_hash *h, uint32_t *ret_frame,
+		    uint16_t *ret_slot)
+{
+	const struct page_frame *frames = pi->frames.p;
+	uint64_t nr = pagetable_find(&pi->stored, pi->hashes.p, h), a = 0;
+
+	if (nr == PAGETABLE_NONE)
+		return false;
+	/* The last frame whose first hash is not beyond it. */
+	for (uint64_t b = pageindex_nr_frames(pi); b - a > 1;) {
+		uint64_t m = a + (b - a) / 2;
+
+		if (frames[m].first_hash <= nr)
+			a = m;
+		else
+			b = m;
+	}
+	*ret_frame = (uint32_t)a;
+	*ret_slot = (uint16_t)(nr - frames[a].first_hash);
+	return true;
 }
 
 /* Radix sort from the highest byte down, within the array: linear whatever
@@ -161,37 +186,56 @@ static int check_runs(const struct pageindex *pi, struct usnap_err *err)
 	return 0;
 }
 
-uint64_t pageindex_drop(struct pageindex *pi, uint64_t addr, uint64_t len)
+void pageindex_drop(struct pageindex *pi, uint64_t addr, uint64_t len)
 {
 	struct page_run *r = pi->runs.p;
 	size_t n = pi->runs.used / sizeof(*r), kept = 0;
-	uint64_t dropped = 0;
 
 	for (size_t i = 0; i < n; i++) {
-		if (r[i].addr - addr < len)
-			dropped += r[i].nr_pages;
-		else
+		if (r[i].addr - addr >= len) {
 			r[kept++] = r[i];
+			continue;
+		}
+		pi->nr_pages -= r[i].nr_pages;
+		if (r[i].frame == PAGE_IN_PARENT)
+			pi->nr_referred -= r[i].nr_pages;
 	}
 	pi->runs.used = kept * sizeof(*r);
-	pi->nr_dropped += dropped;
-	return dropped;
+}
+
+static int find_references(struct pageindex *pi, struct usnap_err *err)
+{
+	const struct page_run *runs = pi->runs.p;
+	size_t n = pi->runs.used / sizeof(*runs);
+	uint64_t hint = 0;
+	int r = references_begin(&pi->refs);
+
+	for (size_t i = 0; i < n && r == 0; i++)
+		for (uint32_t k = 0;
+		     runs[i].frame == PAGE_IN_PARENT && k < runs[i].nr_pages && r == 0; k++)
+			r = references_need(&pi->refs, runs[i].addr + (uint64_t)k * pi->page_size,
+					    &hint);
+	return r < 0 ? usnap_fail_errno(err, r, "cannot write the page index")
+		     : references_number(&pi->refs, pageindex_nr_frames(pi), err);
 }
 
 int pageindex_finish(struct pageindex *pi, struct usnap_err *err)
 {
 	struct page_run *runs = pi->runs.p;
 	size_t n = pi->runs.used / sizeof(*runs);
+	int r;
 
 	if (!runs_sorted(runs, n))
 		sort_runs(runs, n, 56);
-	return check_runs(pi, err);
+	r = check_runs(pi, err);
+	return r < 0 ? r : find_references(pi, err);
 }
 
 uint64_t pageindex_bytes(const struct pageindex *pi)
 {
 	return FORMAT_INDEX_HEADER +
-	       FORMAT_INDEX_RECORD * (1 + pageindex_nr_frames(pi) + pageindex_nr_pages(pi));
+	       FORMAT_INDEX_RECORD *
+		       (1 + pi->refs.nr_images + pageindex_all_frames(pi) + pi->nr_pages);
 }
 
 /* A piece of the index on its way out. */
@@ -213,21 +257,63 @@ static unsigned char *piece_record(struct piece *p, int *r)
 	return memset(p->buf + p->used - FORMAT_INDEX_RECORD, 0, FORMAT_INDEX_RECORD);
 }
 
-static int emit_run(const struct pageindex *pi, const struct page_run *run, struct piece *p)
+/* Room that was not used. */
+static void piece_take_back(struct piece *p)
 {
-	const struct page_frame *frame = (const struct page_frame *)pi->frames.p + run->frame;
+	p->used -= FORMAT_INDEX_RECORD;
+}
+
+static int emit_run(const struct pageindex *pi, const struct page_run *run, uint64_t *hint,
+		    struct piece *p)
+{
+	const struct page_frame *frames = pi->frames.p;
 	const struct page_hash *hashes = pi->hashes.p;
 	int r = 0;
 
 	for (uint32_t i = 0; i < run->nr_pages && r == 0; i++) {
 		unsigned char *rec = piece_record(p, &r);
+		uint64_t addr = run->addr + (uint64_t)i * pi->page_size;
 		uint32_t slot = run->slot + i;
 
-		le_put64(rec, run->addr + (uint64_t)i * pi->page_size);
+		if (run->frame == PAGE_IN_PARENT) {
+			references_page_record(&pi->refs, addr, hint, rec);
+			continue;
+		}
+		le_put64(rec, addr);
 		le_put32(rec + 8, run->frame);
 		le_put16(rec + 12, (uint16_t)slot);
-		memcpy(rec + 16, &hashes[frame->first_hash + slot], FORMAT_HASH_BYTES);
+		memcpy(rec + 16, &hashes[frames[run->frame].first_hash + slot], FORMAT_HASH_BYTES);
 	}
+	return r;
+}
+
+static int emit_images(const struct pageindex *pi, const unsigned char *id, struct piece *p)
+{
+	int r = 0;
+
+	memcpy(piece_record(p, &r), id, FORMAT_ID_BYTES);
+	for (uint64_t i = 0; pi->refs.nr_images && i < pi->refs.parent->nr_images && r == 0; i++)
+		if (!references_image_record(&pi->refs, i, piece_record(p, &r)))
+			piece_take_back(p);
+	return r;
+}
+
+static int emit_frames(const struct pageindex *pi, const uint64_t *segment_base, struct piece *p)
+{
+	const struct page_frame *frames = pi->frames.p;
+	uint64_t nr = pageindex_nr_frames(pi);
+	int r = 0;
+
+	for (uint64_t i = 0; i < nr && r == 0; i++) {
+		unsigned char *rec = piece_record(p, &r);
+
+		le_put32(rec + 4, frames[i].nr_pages * pi->page_size);
+		le_put32(rec + 8, frames[i].compressed_bytes);
+		le_put64(rec + 16, segment_base[frames[i].segment] + frames[i].offset);
+	}
+	for (uint64_t i = 0; pi->refs.nr_frames && i < pi->refs.parent->nr_frames && r == 0; i++)
+		if (!references_frame_record(&pi->refs, i, piece_record(p, &r)))
+			piece_take_back(p);
 	return r;
 }
 
@@ -235,30 +321,24 @@ int pageindex_emit(const struct pageindex *pi, const unsigned char *id,
 		   const uint64_t *segment_base, int (*out)(void *ctx, const void *buf, size_t len),
 		   void *ctx)
 {
-	const struct page_frame *frames = pi->frames.p;
 	const struct page_run *runs = pi->runs.p;
-	uint64_t nr_frames = pageindex_nr_frames(pi);
 	size_t nr_runs = pi->runs.used / sizeof(*runs);
 	struct piece p = {.out = out, .ctx = ctx};
 	unsigned char *h = p.buf;
-	int r = 0;
+	uint64_t hint = 0;
+	int r;
 
 	memcpy(h, FORMAT_INDEX_MAGIC, 8);
 	le_put32(h + 8, FORMAT_INDEX_VERSION);
 	le_put32(h + 12, pi->page_size);
-	le_put64(h + 16, 1);
-	le_put64(h + 24, nr_frames);
-	le_put64(h + 32, pageindex_nr_pages(pi));
+	le_put64(h + 16, 1 + pi->refs.nr_images);
+	le_put64(h + 24, pageindex_all_frames(pi));
+	le_put64(h + 32, pi->nr_pages);
+	le_put64(h + 40, pi->seed);
 	p.used = FORMAT_INDEX_HEADER;
-	memcpy(piece_record(&p, &r), id, FORMAT_ID_BYTES);
-	for (uint64_t i = 0; i < nr_frames && r == 0; i++) {
-		unsigned char *rec = piece_record(&p, &r);
-
-		le_put32(rec + 4, frames[i].nr_pages * pi->page_size);
-		le_put32(rec + 8, frames[i].compressed_bytes);
-		le_put64(rec + 16, segment_base[frames[i].segment] + frames[i].offset);
-	}
+	if ((r = emit_images(pi, id, &p)) == 0)
+		r = emit_frames(pi, segment_base, &p);
 	for (size_t i = 0; i < nr_runs && r == 0; i++)
-		r = emit_run(pi, &runs[i], &p);
+		r = emit_run(pi, &runs[i], &hint, &p);
 	return r ? r : out(ctx, p.buf, p.used);
 }

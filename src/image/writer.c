@@ -23,6 +23,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/random.h>
 #include <xxhash.h>
 #include <zstd.h>
 
@@ -31,6 +32,7 @@
 #include "image/commit.h"
 #include "image/format.h"
 #include "image/hash.h"
+#include "image/image.h"
 #include "image/pageindex.h"
 #include "image/tarball.h"
 
@@ -69,6 +71,7 @@ struct image_writer {
 	struct usnap_err failure;
 	atomic_int failed; /* failure.code, to be read without the lock */
 	bool begun, closing, committed;
+	bool seeded; /* the index's seed was given */
 
 	pthread_mutex_t io_lock;
 	struct tarball tar;
@@ -231,25 +234,50 @@ int writer_fail(struct image_writer *w, const struct usnap_err *err)
 	return r;
 }
 
+const struct usnap_image *writer_parent(const struct image_writer *w)
+{
+	return w->index.refs.parent;
+}
+
+uint64_t writer_seed(const struct image_writer *w)
+{
+	return w->index.seed;
+}
+
+void writer_find(struct image_writer *w, struct sifted *pages, size_t n)
+{
+	pthread_mutex_lock(&w->lock);
+	for (size_t i = 0; i < n; i++)
+		if (pages[i].frame == PAGE_NEW_FRAME)
+			pageindex_find(&w->index, &pages[i].hash, &pages[i].frame, &pages[i].slot);
+	pthread_mutex_unlock(&w->lock);
+}
+
 static int append_locked(struct image_writer *w, const struct encoded *e)
 {
 	struct page_frame frame = {.nr_pages = e->nr_pages, .compressed_bytes = (uint32_t)e->len};
-	int r = segment_with_room(w, e->len);
+	int r = e->len ? segment_with_room(w, e->len) : w->failure.code;
 
 	if (r < 0)
 		return r;
-	frame.segment = w->current->nr;
-	frame.offset = (uint32_t)w->current->used;
-	r = pageindex_add(&w->index, &frame, e->runs, e->nr_runs, e->hashes);
+	if (e->len) {
+		frame.segment = w->current->nr;
+		frame.offset = (uint32_t)w->current->used;
+	}
+	r = pageindex_add(&w->index, e->len ? &frame : NULL, e->runs, e->nr_runs, e->hashes,
+			  e->find);
 	if (r < 0) {
 		struct usnap_err err = {0};
 
 		usnap_fail_errno(&err, r, "cannot grow the page index");
 		return fail_locked(w, &err);
 	}
-	memcpy(w->current->buf + w->current->used, e->data, e->len);
-	w->current->used += e->len;
-	w->stats.nr_pages_stored += e->nr_pages;
+	if (e->len) {
+		memcpy(w->current->buf + w->current->used, e->data, e->len);
+		w->current->used += e->len;
+	}
+	w->stats.nr_pages_equal += e->nr_equal;
+	w->stats.nr_pages_zero += e->nr_zero;
 	w->stats.raw_bytes += (uint64_t)e->nr_pages * w->o.page_size;
 	w->stats.compressed_bytes += e->len;
 	return 0;
@@ -257,18 +285,25 @@ static int append_locked(struct image_writer *w, const struct encoded *e)
 
 int writer_append(struct image_writer *w, const struct encoded *e)
 {
-	int r = 0;
+	int r;
 
 	pthread_mutex_lock(&w->lock);
-	if (e->nr_pages)
-		r = append_locked(w, e);
-	if (r == 0)
-		w->stats.nr_pages_zero += e->nr_zero;
+	r = append_locked(w, e);
 	pthread_mutex_unlock(&w->lock);
 	return r;
 }
 
 /* ---- the controlling thread ---- */
+
+static int choose_seed(struct image_writer *w, const uint64_t *given)
+{
+	w->seeded = given != NULL;
+	if (given)
+		w->index.seed = *given;
+	else if (getrandom(&w->index.seed, sizeof(w->index.seed), 0) != sizeof(w->index.seed))
+		return -EIO;
+	return 0;
+}
 
 int image_writer_open(struct image_writer **ret, const struct image_writer_options *options,
 		      struct usnap_err *err)
@@ -286,12 +321,15 @@ int image_writer_open(struct image_writer **ret, const struct image_writer_optio
 	if (!w)
 		return usnap_fail_errno(err, -ENOMEM, "cannot begin an image");
 	w->o = *options;
+	w->o.seed = NULL;
 	pthread_mutex_init(&w->lock, NULL);
 	pthread_mutex_init(&w->io_lock, NULL);
 	pthread_cond_init(&w->to_encoders, NULL);
 	pthread_cond_init(&w->to_writer, NULL);
 	pageindex_init(&w->index, options->page_size);
-	r = tarball_open(&w->tar, options->fd, options->rate_bytes_s);
+	r = choose_seed(w, options->seed);
+	if (r == 0)
+		r = tarball_open(&w->tar, options->fd, options->rate_bytes_s);
 	for (int i = 0; i < NR_SEGMENTS && r == 0; i++)
 		if (!(w->seg[i].buf = malloc(SEGMENT_BYTES)))
 			r = -ENOMEM;
@@ -310,6 +348,32 @@ int image_writer_open(struct image_writer **ret, const struct image_writer_optio
 		return usnap_fail_errno(err, r, "cannot begin an image");
 	}
 	*ret = w;
+	return 0;
+}
+
+int image_writer_set_parent(struct image_writer *w, struct usnap_image *parent,
+			    struct usnap_err *err)
+{
+	int r = img_require_open(parent);
+
+	if (r == 0)
+		r = img_load_index(parent);
+	if (r < 0)
+		return usnap_fail(err, r, "%s", parent->err.text);
+	if (w->begun)
+		return usnap_fail_errno(err, -EINVAL, "cannot continue '%s'", parent->name);
+	if (parent->info.page_size != w->o.page_size)
+		return usnap_fail(err, -ESTALE, "cannot continue '%s': its pages have another size",
+				  parent->name);
+	if (w->seeded && parent->seed != w->index.seed)
+		return usnap_fail(err, -ESTALE,
+				  "cannot continue '%s': it was made with another secret",
+				  parent->name);
+	if (parent->nr_images >= FORMAT_MAX_IMAGES)
+		return usnap_fail(err, -ESTALE, "cannot continue '%s': it has too many ancestors",
+				  parent->name);
+	w->index.seed = parent->seed;
+	w->index.refs.parent = parent;
 	return 0;
 }
 
@@ -411,6 +475,8 @@ void image_writer_get_stats(struct image_writer *w, struct image_writer_stats *r
 {
 	pthread_mutex_lock(&w->lock);
 	*ret = w->stats;
+	ret->nr_pages_stored = w->index.nr_pages - w->index.nr_referred;
+	ret->nr_pages_referred = w->index.nr_referred;
 	pthread_mutex_unlock(&w->lock);
 	ret->file_bytes = w->tar.sink.total_bytes;
 }
@@ -418,7 +484,7 @@ void image_writer_get_stats(struct image_writer *w, struct image_writer_stats *r
 void image_writer_drop(struct image_writer *w, uint64_t addr, uint64_t len)
 {
 	pthread_mutex_lock(&w->lock);
-	w->stats.nr_pages_stored -= pageindex_drop(&w->index, addr, len);
+	pageindex_drop(&w->index, addr, len);
 	pthread_mutex_unlock(&w->lock);
 }
 

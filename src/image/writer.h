@@ -5,8 +5,9 @@
  * Threads: any number of threads encode, each with an image_encoder of its
  * own; every other function belongs to one controlling thread. A thread of
  * the writer's own does the I/O; while the output is slow, image_encode()
- * blocks. Memory: bounded by two segments, one frame per encoder and some 40
- * bytes per page stored; nothing else grows.
+ * blocks. Memory: bounded by two segments, one frame per encoder and some 50
+ * bytes per page stored; with a parent, 32 more per page that its index lists.
+ * Nothing else grows.
  *
  * Errors: negative errno with text in err. A failed write is remembered:
  * every later call returns it, image_encode() included, without blocking.
@@ -22,6 +23,7 @@
 
 struct image_writer;
 struct image_encoder;
+struct usnap_image;
 
 /* Pages that follow each other in memory. */
 struct image_run {
@@ -36,10 +38,13 @@ struct image_writer_options {
 	int level; /* zstd level */
 	uint32_t frame_pages; /* most pages that image_encode() will be given */
 	uint64_t rate_bytes_s; /* upper bound of the output rate; 0: none */
+	const uint64_t *seed; /* of page hashes; NULL: the parent's, or a random one */
 };
 
 struct image_writer_stats {
-	uint64_t nr_pages_stored; /* in the index */
+	uint64_t nr_pages_stored; /* in the index, their bytes in this image */
+	uint64_t nr_pages_referred; /* in the index, their bytes in an ancestor */
+	uint64_t nr_pages_equal; /* given, stored already: their bytes are in it once */
 	uint64_t nr_pages_zero; /* given, found all zero, not stored */
 	uint64_t raw_bytes, compressed_bytes; /* of the frames of this attempt */
 	uint64_t file_bytes; /* all that was written to fd so far */
@@ -47,6 +52,14 @@ struct image_writer_stats {
 
 int image_writer_open(struct image_writer **ret, const struct image_writer_options *options,
 		      struct usnap_err *err);
+
+/* Pages that parent has at the same address with the same bytes become
+ * references to where they lie. Before the first image_writer_begin(). parent
+ * is borrowed until image_writer_close() and not to be used meanwhile; its
+ * index is loaded. snapshot.json is to name it. -ESTALE: it cannot be
+ * continued with these options; the writer can still write a full image. */
+int image_writer_set_parent(struct image_writer *w, struct usnap_image *parent,
+			    struct usnap_err *err);
 
 /* Begins an attempt: forgets every page and member given so far. A file is
  * truncated and begun again; a stream goes on, and what lies in it is dead
@@ -62,8 +75,8 @@ int image_writer_member(struct image_writer *w, const char *name, const void *bu
 int image_encoder_new(struct image_encoder **ret, struct image_writer *w);
 void image_encoder_free(struct image_encoder *e);
 
-/* Hashes pages, drops zero pages (see struct image_run), compresses the rest into one frame and
- * appends it. data holds the pages of all runs back to back, at most
+/* Hashes pages, drops zero pages (see struct image_run), refers to what the parent or this image
+ * has already, compresses the rest into one frame and appends it. data holds the pages of all runs back to back, at most
  * frame_pages of them. Blocks while the output is behind. */
 int image_encode(struct image_encoder *e, const struct image_run *runs, size_t nr_runs,
 		 const void *data);

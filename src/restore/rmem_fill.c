@@ -252,7 +252,7 @@ static int fill_frame(struct worker *w, uint64_t nr)
 		unsigned char *data = w->raw + (size_t)img_page_slot(f->img, page) * ps;
 		unsigned char hash[FORMAT_HASH_BYTES];
 
-		hash_canonical(hash, XXH3_128bits(data, ps));
+		hash_page(hash, f->img->seed, data, ps);
 		if (memcmp(hash, img_page_hash(f->img, page), sizeof(hash)) != 0)
 			return fail(f, -EBADMSG,
 				    "cannot read '%s': page 0x%" PRIx64

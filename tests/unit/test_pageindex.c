@@ -37,12 +37,12 @@ static uint64_t next_random(uint64_t *x)
 static void add(struct pageindex *pi, uint64_t key, uint32_t nr)
 {
 	struct page_frame f = {.nr_pages = nr, .segment = 1, .offset = (uint32_t)(key >> 12)};
-	struct image_run run = {.addr = key, .nr_pages = nr};
+	struct page_run run = {.addr = key, .frame = PAGE_NEW_FRAME, .nr_pages = (uint16_t)nr};
 	struct page_hash h[8];
 
 	for (uint32_t i = 0; i < nr; i++)
 		memset(h[i].b, (int)((key >> 12) + i), sizeof(h[i].b));
-	cr_assert_eq(pageindex_add(pi, &f, &run, 1, h), 0);
+	cr_assert_eq(pageindex_add(pi, &f, &run, 1, h, true), 0);
 }
 
 static struct collected emit(struct pageindex *pi)

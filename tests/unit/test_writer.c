@@ -102,7 +102,9 @@ Test(writer, counts_what_it_stores)
 	cr_assert_eq(fstat(fd, &st), 0);
 	cr_assert_eq(s.nr_pages_zero, 4);
 	cr_assert_eq(s.nr_pages_stored, 16 + 2 * SHARED_PAGES + 1);
-	cr_assert_eq(s.raw_bytes, s.nr_pages_stored * PAGE);
+	cr_assert_eq(s.nr_pages_equal, SHARED_PAGES, "both mappings of the shared object");
+	cr_assert_eq(s.nr_pages_referred, 0);
+	cr_assert_eq(s.raw_bytes, (s.nr_pages_stored - s.nr_pages_equal) * PAGE);
 	cr_assert_lt(s.compressed_bytes, s.raw_bytes);
 	cr_assert_eq(s.file_bytes, (uint64_t)st.st_size);
 }
