@@ -30,10 +30,16 @@ free_port() {
 	echo $p
 }
 
+# killed PID: waits for the end; what has the number next is not ours to kill.
 killed() {
+	local p rest=()
 	within 30 _gone "$1" || fail "process $1 does not end"
 	# A number that is taken by a zombie is taken.
 	within 10 test ! -d "/proc/$1" || true
+	for p in "${_pids[@]}"; do
+		[ "$p" = "$1" ] || rest+=("$p")
+	done
+	_pids=("${rest[@]}")
 }
 
 pauses=() restores=() bytes=0
