@@ -151,7 +151,7 @@ static void limits(void)
 
 	for (int i = 0; i < (int)RLIM_NLIMITS; i++)
 		must(getrlimit((__rlimit_resource_t)i, &before[i]) == 0);
-	before[RLIMIT_CORE] = (struct rlimit){4096, 1 << 20};
+	before[RLIMIT_MSGQUEUE] = (struct rlimit){4096, 1 << 18};
 	before[RLIMIT_NOFILE] = (struct rlimit){222, 333};
 	before[RLIMIT_STACK].rlim_cur = 3 << 20;
 	before[RLIMIT_SIGPENDING].rlim_cur = 77;
