@@ -126,7 +126,8 @@ static void limit_file(const struct pstate *ps, json_t *l, const struct fd_state
 		limit_add(l, "deleted-file", "refuse",
 			  "fd %d: %s: the file has another name, which is not known", f->fd,
 			  f->link);
-	if (fd_is_deleted(f) && f->kind == FD_DIRECTORY)
+	/* One that was removed is empty. */
+	if (fd_is_deleted(f) && f->kind == FD_DIRECTORY && f->st.st_nlink)
 		limit_add(l, "deleted-directory", "refuse", "fd %d: %s", f->fd, f->link);
 	if (f->kind == FD_PIPE && !f->pipe_closed && !pipe_has_other_end(ps, f))
 		limit_add(l, "pipe-outside", "note",

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -48,12 +49,12 @@ bool rfiles_may_raise_limit(int nr)
 static void make_room(struct rfiles *f)
 {
 	int end = f->nr_slots ? f->slots[f->nr_slots - 1].fd + 1 : 3;
-	size_t wanted = (size_t)end + f->nr_descs + 2 * f->nr_nodes + 64;
+	size_t wanted = (size_t)end + f->nr_descs + f->nr_nodes + 64;
 	struct rlimit old, rl = {.rlim_cur = 1024};
 
 	raise_limit(wanted, &old);
 	getrlimit(RLIMIT_NOFILE, &rl);
-	f->park_from = rl.rlim_cur >= wanted ? end + (int)f->nr_nodes : 3;
+	f->park_from = rl.rlim_cur >= wanted ? end + f->nr_keep : 3;
 }
 
 static bool is_planned(const struct rfiles *f, int fd)
@@ -94,8 +95,26 @@ int rfiles_park(struct rfiles *f, int *fd)
 	if (ret < 0)
 		return ret;
 	f->parked[f->nr_parked++] = to;
+	f->park_from = to + 1; /* none below comes free before the end */
 	*fd = to;
 	return 0;
+}
+
+/* At its own number if that is free by chance, which it mostly is: the limit may not leave room for
+ * twice as many descriptors. */
+int rfiles_park_description(struct rfiles *f, struct rdesc *d, int fd)
+{
+	int ret = 0;
+
+	d->parked = fd;
+	if (fd != d->fd && fcntl(d->fd, F_GETFD) >= 0)
+		return rfiles_park(f, &d->parked);
+	if (fd != d->fd) {
+		ret = dup3(fd, d->fd, O_CLOEXEC) < 0 ? -errno : 0;
+		close(fd);
+	}
+	d->parked = ret < 0 ? -1 : d->fd;
+	return ret;
 }
 
 static int compare_ints(const void *a, const void *b)
@@ -113,18 +132,26 @@ static int close_between(unsigned first, unsigned last)
 /* What the builder came with, and what making things has left. */
 static int close_others(struct rfiles *f)
 {
+	size_t n = f->nr_parked;
 	unsigned next = 0;
+	int r = 0;
+	cleanup_free int *all = calloc(n + f->nr_descs + 1, sizeof(*all));
 
-	qsort(f->parked, f->nr_parked, sizeof(*f->parked), compare_ints);
-	for (size_t i = 0; i < f->nr_parked; i++) {
-		unsigned fd = (unsigned)f->parked[i];
-		int r = fd ? close_between(next, fd - 1) : 0;
+	if (!all)
+		return -ENOMEM;
+	if (n)
+		memcpy(all, f->parked, n * sizeof(*all));
+	for (size_t i = 0; i < f->nr_descs; i++)
+		if (f->descs[i].parked == f->descs[i].fd)
+			all[n++] = f->descs[i].fd;
+	qsort(all, n, sizeof(*all), compare_ints);
+	for (size_t i = 0; i < n && r == 0; i++) {
+		unsigned fd = (unsigned)all[i];
 
-		if (r < 0)
-			return r;
+		r = fd ? close_between(next, fd - 1) : 0;
 		next = fd + 1;
 	}
-	return close_between(next, ~0u);
+	return r < 0 ? r : close_between(next, ~0u);
 }
 
 /* ---- flags ---------------------------------------------------------------------- */
@@ -220,14 +247,12 @@ static int make_all(struct restore *r, struct usnap_err *err)
 
 	for (size_t i = 0; i < f->nr_descs; i++) {
 		struct rdesc *d = &f->descs[i];
-		int ret;
+		int ret, fd = -1;
 
 		if (d->parked >= 0)
 			continue; /* made with another one */
-		if ((ret = make(r, d, &d->parked, err)) < 0)
-			return ret;
-		ret = rfiles_park(f, &d->parked);
-		if (ret < 0)
+		if ((ret = make(r, d, &fd, err)) < 0 ||
+		    (ret = rfiles_park_description(f, d, fd)) < 0)
 			return rfile_fail(err, ret, d, "open");
 	}
 	return f->sockets ? rsockets_made(f->sockets, r, err) : 0;
@@ -237,6 +262,8 @@ static int make_all(struct restore *r, struct usnap_err *err)
 
 static int put_at(int from, int fd, bool cloexec, struct usnap_err *err)
 {
+	if (from == fd && fcntl(fd, F_SETFD, cloexec ? FD_CLOEXEC : 0) == 0)
+		return 0;
 	if (dup3(from, fd, cloexec ? O_CLOEXEC : 0) < 0)
 		return usnap_fail_errno(err, -errno, "cannot make descriptor %d", fd);
 	return 0;

@@ -176,6 +176,8 @@ static inline bool rdesc_writes(const struct rdesc *d)
 
 /* Moves *fd to a number that no descriptor of the process has; *fd is closed when it fails. */
 int rfiles_park(struct rfiles *f, int *fd);
+/* As rfiles_park(), of what was made for d: sets d->parked. fd is closed when it fails. */
+int rfiles_park_description(struct rfiles *f, struct rdesc *d, int fd);
 /* Opens the file behind a descriptor once more: an open file description of its own. */
 int rfile_reopen(int fd, int flags);
 /* As fcntl(F_SETFL), only when there is something to change. */

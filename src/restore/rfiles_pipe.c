@@ -24,8 +24,6 @@ enum {
 /* State of the first description of a pipe. */
 struct rpipe {
 	int64_t size; /* F_SETPIPE_SZ; 0: not known */
-	int end[2]; /* in the builder, parked */
-	bool given[2]; /* a description of the process has it */
 	json_t *packets; /* their lengths, or NULL: it is one stream */
 	size_t len;
 	unsigned char data[];
@@ -70,7 +68,6 @@ static int parse_content(struct restore *r, struct rnode *n, struct usnap_err *e
 	p->size = size;
 	p->len = len;
 	p->packets = packets;
-	p->end[0] = p->end[1] = -1;
 	if (len)
 		memcpy(p->data, data, len);
 	n->d[0]->state = p;
@@ -106,53 +103,74 @@ static int fill(const struct rpipe *p, int fd)
 	return 0;
 }
 
-static int make_pipe(struct restore *r, struct rnode *n, struct rpipe *p)
+static int make_pipe(struct rnode *n, const struct rpipe *p, int end[2])
 {
-	int end[2], packets = 0;
+	int packets = 0;
 
 	for (size_t i = 0; i < n->n; i++)
 		packets |= n->d[i]->flags & O_DIRECT;
 	if (pipe2(end, O_CLOEXEC | O_NONBLOCK | packets) < 0)
 		return -errno;
-	p->end[0] = end[0];
-	p->end[1] = end[1];
-	int ret = rfiles_park(r->files, &p->end[0]);
-	if (ret < 0) {
-		close(p->end[1]);
-		p->end[1] = -1;
-		return ret;
-	}
-	ret = rfiles_park(r->files, &p->end[1]);
-	return ret < 0 ? ret : fill(p, p->end[1]);
+	return fill(p, end[1]);
 }
 
-/* The first reader and the first writer have what pipe2(2) made, whose flags are the original's to
- * the bit; others open it again. */
-int rpipe_make(struct restore *r, struct rdesc *d, int *ret_fd, struct usnap_err *err)
+/* The kernel's O_LARGEFILE, which libc has as 0: set by open(2), not by pipe2(2). */
+static bool was_opened(const struct rdesc *d)
 {
-	struct rpipe *p = pipe_of(d);
-	int access = d->flags & O_ACCMODE, which = access == O_WRONLY, ret = 0;
+	uint64_t flags = 0;
 
-	if (p->end[0] < 0)
-		ret = make_pipe(r, d->node, p);
-	if (ret < 0)
-		return rfile_fail(err, ret, d, "make");
-	cleanup_fd int fd = -1;
-	if (d->flags & O_PATH) {
-		fd = rfile_reopen(p->end[0], O_PATH);
-	} else if (access != O_RDWR && !p->given[which]) {
-		p->given[which] = true;
-		fd = fcntl(p->end[which], F_DUPFD_CLOEXEC, 3);
+	rjson_word_or(d->o, "flags", 0, &flags, NULL);
+	return flags & 0100000;
+}
+
+/* A reader and a writer get what pipe2(2) made, as they had it before; others open it again. */
+static int make_end(const struct rdesc *d, const int end[2], bool given[2])
+{
+	int access = d->flags & O_ACCMODE, which = access == O_WRONLY, fd;
+
+	if (d->flags & O_PATH)
+		return rfile_reopen(end[0], O_PATH);
+	if (access != O_RDWR && !given[which] && !was_opened(d)) {
+		given[which] = true;
+		fd = fcntl(end[which], F_DUPFD_CLOEXEC, 3);
 		fd = fd < 0 ? -errno : fd;
 	} else {
-		fd = rfile_reopen(p->end[0], access | O_NONBLOCK);
+		fd = rfile_reopen(end[0], access | O_NONBLOCK);
 	}
-	if (fd < 0)
-		return rfile_fail(err, fd, d, "make");
-	ret = d->flags & O_PATH ? 0 : rfile_set_flags(fd, d->flags);
-	if (ret < 0)
-		return rfile_fail(err, ret, d, "set the flags of");
-	*ret_fd = take_fd(&fd);
+	int ret = fd < 0 ? fd : rfile_set_flags(fd, d->flags);
+	if (fd >= 0 && ret < 0)
+		close(fd);
+	return ret < 0 ? ret : fd;
+}
+
+/* All descriptions of the pipe at once. */
+int rpipe_make(struct restore *r, struct rdesc *d, int *ret_fd, struct usnap_err *err)
+{
+	int end[2] = {-1, -1}, fd = -1;
+	bool given[2] = {false, false};
+	int ret = make_pipe(d->node, pipe_of(d), end);
+
+	for (size_t i = 0; i < d->node->n && ret == 0; i++) {
+		struct rdesc *e = d->node->d[i];
+		int made = make_end(e, end, given);
+
+		if (made < 0)
+			ret = made;
+		else if (e == d)
+			fd = made;
+		else
+			ret = rfiles_park_description(r->files, e, made);
+	}
+	if (end[0] >= 0) {
+		close(end[0]);
+		close(end[1]);
+	}
+	if (ret < 0) {
+		if (fd >= 0)
+			close(fd);
+		return rfile_fail(err, ret, d, "make");
+	}
+	*ret_fd = fd;
 	return 0;
 }
 

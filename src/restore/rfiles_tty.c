@@ -171,9 +171,11 @@ static int make_slave(struct restore *r, const struct rdesc *d, int *ret_fd, str
 	if (!m)
 		return rfile_fail(err, -ENXIO, d, "make");
 	if (m->parked < 0) {
-		if ((ret = make_master(m, &m->parked, err)) < 0)
+		int master;
+
+		if ((ret = make_master(m, &master, err)) < 0)
 			return ret;
-		if ((ret = rfiles_park(r->files, &m->parked)) < 0)
+		if ((ret = rfiles_park_description(r->files, m, master)) < 0)
 			return rfile_fail(err, ret, d, "make");
 	}
 	int fd = ioctl(m->parked, TIOCGPTPEER,

@@ -324,6 +324,8 @@ static int make_base(struct restore *r, struct rdesc *d, struct usnap_err *err)
 		if ((ret = write_content(r, d, fd, err)) < 0)
 			return ret;
 	}
+	if (d->kind == RFILE_DIRECTORY)
+		fchmod(fd, d->mode & 07777);
 	n->base = take_fd(&fd);
 	ret = rfiles_park(r->files, &n->base);
 	return ret < 0 ? rfile_fail(err, ret, d, "make") : 0;

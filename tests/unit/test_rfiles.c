@@ -292,7 +292,7 @@ Test(rfiles, pipes_are_built_with_what_waits_in_them)
 	      "{\"fd\":900,\"flags\":\"0o0\",\"type\":\"pipe\",\"inode\":9,\"description\":1,"
 	      "\"pipe\":{\"size\":4096,\"queued\":3,\"data\":\"616263\"}},"
 	      "{\"fd\":7,\"flags\":\"0o4001\",\"type\":\"pipe\",\"inode\":9,\"description\":2},"
-	      "{\"fd\":0,\"cloexec\":true,\"flags\":\"0o1\",\"type\":\"pipe\",\"inode\":9,"
+	      "{\"fd\":0,\"cloexec\":true,\"flags\":\"0o100001\",\"type\":\"pipe\",\"inode\":9,"
 	      "\"description\":3}]}",
 	      is_pipe_with_content);
 }
