@@ -190,6 +190,23 @@ bool output_is_stream(const struct output *o)
 	return o->stream;
 }
 
+int output_set_name(struct output *o, const char *name, struct usnap_err *err)
+{
+	const char *slash = strrchr(o->path, '/');
+	char *path = NULL, *final = strdup(name);
+
+	if (!final ||
+	    asprintf(&path, "%.*s%s", slash ? (int)(slash - o->path + 1) : 0, o->path, name) < 0) {
+		free(final);
+		return usnap_fail_errno(err, -ENOMEM, "cannot name '%s'", name);
+	}
+	free(o->final);
+	o->final = final;
+	free(o->path);
+	o->path = path;
+	return 0;
+}
+
 /* Gives the nameless file a temporary name: linkat(2) cannot replace. */
 static int link_part(struct output *o)
 {

@@ -20,6 +20,9 @@ int output_open(struct output **ret, const char *path, struct usnap_err *err);
 int output_fd(const struct output *o);
 bool output_is_stream(const struct output *o);
 
+/* Another name in the same directory, for one that is known only at the end. Not for a stream. */
+int output_set_name(struct output *o, const char *name, struct usnap_err *err);
+
 /* fsync, name it, fsync of the directory. */
 int output_commit(struct output *o, struct usnap_err *err);
 

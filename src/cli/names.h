@@ -1,0 +1,39 @@
+/*
+ * Processes found by what they are, for snapshots that nobody types: a PID
+ * does not outlive a restart of the service.
+ *
+ * Of a process and its forked children that all fit, the parent is meant:
+ * redis-server does not become ambiguous while it saves. Our own process
+ * never fits, and by its command line none that runs uffd-snap does.
+ */
+#ifndef USNAP_CLI_NAMES_H
+#define USNAP_CLI_NAMES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+#include "common/err.h"
+
+/* What is given, all of it, must fit. */
+struct names_query {
+	const char *comm; /* as ps -o comm shows it */
+	const char *exe; /* path of the program, or its last part */
+	const char *cgroup; /* path in the hierarchy: in it or below it */
+	const char *unit; /* of systemd; ".service" can be left out */
+	const char *pidfile;
+	const char *match; /* extended regular expression for the command line */
+	pid_t pid; /* or 0 */
+};
+
+bool names_query_is_empty(const struct names_query *q);
+bool names_query_is_pid(const struct names_query *q); /* and nothing else */
+
+/* All that fit, ascending. -ESRCH when there is none. The caller frees *ret. */
+int names_find(const struct names_query *q, pid_t **ret, size_t *ret_nr, struct usnap_err *err);
+
+/* The error for more than one: it lists them. */
+int names_ambiguous(const struct names_query *q, const pid_t *pids, size_t nr,
+		    struct usnap_err *err);
+
+#endif

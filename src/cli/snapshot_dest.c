@@ -1,0 +1,149 @@
+#include "cli/snapshot_dest.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <uffd-snap.h>
+
+#include "common/util.h"
+
+/* Of the process, or of what it was found by: a unit's name says more than "java". */
+static void choose_name(const struct snapshot_args *a, const char *comm, char *ret)
+{
+	char unit[256];
+
+	if (a->query.unit && !a->all) {
+		snprintf(unit, sizeof(unit), "%s", a->query.unit);
+		if (strlen(unit) > 8 && !strcmp(unit + strlen(unit) - 8, ".service"))
+			unit[strlen(unit) - 8] = '\0';
+		store_name_from(unit, ret);
+	} else {
+		store_name_from(a->query.comm ? a->query.comm : comm, ret);
+	}
+}
+
+static int path_of(const struct snapshot_dest *d, const char *file, char **ret,
+		   struct usnap_err *err)
+{
+	char *path;
+
+	if (asprintf(&path, "%s/%s/%s", store_path(d->store), d->name, file) < 0)
+		return usnap_fail_errno(err, -ENOMEM, "cannot write '%s'", file);
+	free(*ret);
+	*ret = path;
+	return 0;
+}
+
+/* How many images a new one would depend on that continues the newest; at most "most". */
+static uint64_t chain_length(const struct snapshot_dest *d, const struct store_images *images,
+			     uint64_t most)
+{
+	size_t i = images->nr; /* one above the image that is looked at */
+	uint64_t length = 0;
+
+	while (i > 0 && length < most) {
+		struct usnap_image *img = usnap_image_new();
+		cleanup_free char *path = NULL;
+		struct usnap_info info = {0};
+
+		length++;
+		if (!img || path_of(d, images->image[i - 1].file, &path, NULL) < 0 ||
+		    usnap_image_open(img, path) < 0 ||
+		    usnap_image_get_info(img, &info, sizeof(info)) < 0 || !info.parent)
+			i = 0;
+		else
+			while (--i > 0 && strcmp(images->image[i - 1].id, info.parent) != 0)
+				;
+		usnap_image_free(img);
+	}
+	return length;
+}
+
+/* The image that the new one is to continue: the newest, unless as many depend on each other
+ * already as may. */
+static int choose_parent(struct snapshot_dest *d, uint64_t full_every, struct usnap_err *err)
+{
+	struct store_images images;
+	int r = store_scan(d->store, d->name, &images, err);
+
+	if (r < 0)
+		return r;
+	if (images.nr && (!full_every || chain_length(d, &images, full_every) < full_every))
+		r = path_of(d, images.image[images.nr - 1].file, &d->parent, err);
+	store_images_free(&images);
+	return r;
+}
+
+static int open_in_store(struct snapshot_dest *d, const struct snapshot_args *a, const char *comm,
+			 const volatile sig_atomic_t *cancel, struct usnap_err *err)
+{
+	const struct store_lock_options lo = {.no_wait = a->skip_if_busy, .cancel = cancel};
+	cleanup_free char *usual = NULL;
+	int r = 0;
+
+	if (a->name && (r = store_name_check(a->name, err)) < 0)
+		return r;
+	if (a->name)
+		snprintf(d->name, sizeof(d->name), "%s", a->name);
+	else
+		choose_name(a, comm, d->name);
+	if (!a->store && (r = store_default_path(&usual, err)) < 0)
+		return r;
+	if ((r = store_open(&d->store, a->store ? a->store : usual, true, err)) < 0 ||
+	    (r = store_lock(&d->lock, d->store, d->name, STORE_ADD, &lo, err)) < 0)
+		return r;
+	store_clean(store_lock_fd(d->lock));
+	if ((r = store_secret(d->store, &d->seed, err)) < 0 ||
+	    (r = choose_parent(d, a->full_every, err)) < 0 ||
+	    (r = path_of(d, "snapshot.usnap", &d->path, err)) < 0)
+		return r;
+	return output_open(&d->output, d->path, err);
+}
+
+int snapshot_dest_open(struct snapshot_dest *d, const struct snapshot_args *a, const char *comm,
+		       const volatile sig_atomic_t *cancel, struct usnap_err *err)
+{
+	if (!a->output)
+		return open_in_store(d, a, comm, cancel, err);
+	if (!(d->path = strdup(a->output)))
+		return usnap_fail_errno(err, -ENOMEM, "cannot write '%s'", a->output);
+	return output_open(&d->output, a->output, err);
+}
+
+static int commit_to_store(struct snapshot_dest *d, struct usnap_err *err)
+{
+	struct usnap_image *img = usnap_image_new();
+	char file[STORE_FILE_LEN + 1];
+	struct usnap_info info;
+	int r;
+
+	/* Read back: what could not be read must not get a name. */
+	if (!img || (r = usnap_image_open_fd(img, output_fd(d->output), d->path)) < 0 ||
+	    (r = usnap_image_get_info(img, &info, sizeof(info))) < 0)
+		r = usnap_fail(err, img ? r : -ENOMEM, "%s", usnap_image_error(img));
+	else if ((r = store_file_name(info.t0_realtime_ns / 1000000, info.id, file)) < 0)
+		usnap_fail_errno(err, r, "cannot name the image of this time");
+	usnap_image_free(img);
+	if (r < 0 || (r = output_set_name(d->output, file, err)) < 0 ||
+	    (r = output_commit(d->output, err)) < 0 || (r = path_of(d, file, &d->path, err)) < 0)
+		return r;
+	r = store_set_latest(store_lock_fd(d->lock), file);
+	return r < 0 ? usnap_fail_errno(err, r, "cannot set 'latest' to '%s'", d->path) : 0;
+}
+
+int snapshot_dest_commit(struct snapshot_dest *d, struct usnap_err *err)
+{
+	return d->store ? commit_to_store(d, err) : output_commit(d->output, err);
+}
+
+void snapshot_dest_close(struct snapshot_dest *d)
+{
+	output_close(d->output);
+	/* The first snapshot of a name failed: there is nothing to keep. */
+	if (d->lock)
+		store_unlock_empty(d->lock);
+	store_close(d->store);
+	free(d->path);
+	free(d->parent);
+}
