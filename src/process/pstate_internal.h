@@ -391,6 +391,7 @@ void signals_add(struct pstate *ps, struct remote_batch *b, struct signal_calls 
 		 size_t timer_from);
 void signals_take(struct pstate *ps, const struct remote_batch *b,
 		  const struct signal_calls *calls);
+void signals_end(struct pstate *ps, const struct tracees *ts);
 json_t *siginfo_list_json(const struct siginfo_list *l);
 json_t *siginfo_json(const siginfo_t *si);
 void signals_json(const struct pstate *ps, json_t *root);
@@ -411,7 +412,7 @@ bool fd_is_deleted(const struct fd_state *f);
 void fd_free(struct fd_state *f);
 
 /* pstate_epoll.c: before the freeze, and afterwards */
-int epoll_prepare(struct pstate *ps, struct fd_state *f, const char *text);
+int epoll_prepare(struct pstate *ps);
 json_t *epoll_json(const struct pstate *ps, const struct fd_state *f, const char *text);
 
 /* pstate_mapped.c */

@@ -196,6 +196,48 @@ void signals_take(struct pstate *ps, const struct remote_batch *b, const struct 
 	}
 }
 
+/* A timer sent this since its time was read: what it has left is from then on. */
+static void note_expiry(struct signal_state *s, const siginfo_t *si)
+{
+	if (si->si_signo == SIGALRM && si->si_code == SI_KERNEL) {
+		s->itimers[ITIMER_REAL].raw.value_s = 0;
+		s->itimers[ITIMER_REAL].raw.value_us = 0;
+	}
+	for (size_t i = 0; i < s->nr_timers && si->si_code == SI_TIMER; i++) {
+		struct posix_timer *t = &s->timers[i];
+
+		if (t->id != si->si_timerid)
+			continue;
+		t->value_s = t->interval_s;
+		t->value_ns = t->interval_ns;
+	}
+}
+
+static void look_again(struct signal_state *s, pid_t tid, bool shared, struct siginfo_list *list)
+{
+	struct siginfo_list now = {0};
+
+	signals_peek(tid, shared, &now);
+	for (size_t i = list->n; i < now.n; i++)
+		note_expiry(s, &now.v[i]);
+	free(list->v);
+	*list = now;
+}
+
+/* Timers do not stand still with the threads. One that expires when the signals have been read and
+ * its time has not would be in neither. */
+void signals_end(struct pstate *ps, const struct tracees *ts)
+{
+	for (size_t i = 0; i < ts->n; i++) {
+		struct thread_state *th = &ps->threads[i];
+
+		th->sig = ts->t[i].sig;
+		th->siginfo = ts->t[i].siginfo;
+		look_again(&ps->signals, th->tid, false, &th->pending);
+	}
+	look_again(&ps->signals, ps->threads[0].tid, true, &ps->signals.pending);
+}
+
 /* ---- afterwards ---------------------------------------------------------- */
 
 json_t *siginfo_json(const siginfo_t *si)
@@ -240,16 +282,22 @@ static json_t *itimers_json(const struct signal_state *s)
 	json_t *a = json_array();
 
 	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
-		const struct itimer_raw *it = &s->itimers[i].raw;
+		struct itimer_raw it = s->itimers[i].raw;
 
-		if (!s->itimers[i].known || !(it->value_s || it->value_us))
+		/* The kernel starts it anew when its signal is taken (kernel/signal.c,
+		 * dequeue_signal()). Until then it has no time left. Armed with next to nothing,
+		 * it is in that state again at once; its signal merges with the one that waits. */
+		if (i == ITIMER_REAL && !it.value_s && !it.value_us &&
+		    (it.interval_s || it.interval_us))
+			it.value_us = 1;
+		if (!s->itimers[i].known || !(it.value_s || it.value_us))
 			continue;
 		json_array_append_new(
 			a, json_pack("{s:s,s:I,s:I}", "which", names[i], "value_ns",
-				     (json_int_t)(it->value_s * 1000000000 + it->value_us * 1000),
+				     (json_int_t)(it.value_s * 1000000000 + it.value_us * 1000),
 				     "interval_ns",
-				     (json_int_t)(it->interval_s * 1000000000 +
-						  it->interval_us * 1000)));
+				     (json_int_t)(it.interval_s * 1000000000 +
+						  it.interval_us * 1000)));
 	}
 	return a;
 }

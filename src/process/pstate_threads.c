@@ -340,6 +340,8 @@ int threads_collect(struct pstate *ps, struct tracees *ts, struct usnap_err *err
 	/* The first may have had no room on its stack: then any other. */
 	for (size_t i = 0; i < ts->n && r == 0 && !ps->signals_known; i++)
 		r = ask(ps, ts, i, 1, i, ps->calls, jobs, err);
+	if (r == 0)
+		signals_end(ps, ts);
 	return r;
 }
 
