@@ -34,8 +34,6 @@ enum {
 /* A new mapping larger than this is armed while the target runs. */
 #define NEW_BYTES ((uint64_t)32 << 20)
 /* Of a stack, below the stack pointer, that a batch writes as a rule. */
-/* Mappings of files that lie no further apart are scanned in one go. */
-#define SPAN_BYTES ((uint64_t)256 << 10)
 #define STACK_BYTES (4 * PAGE_BYTES)
 
 static uint64_t clock_ns(clockid_t clock)
@@ -81,109 +79,6 @@ static int open_stacks(struct capture *c)
 		}
 	}
 	pthread_mutex_unlock(&c->fault_lock);
-	return r;
-}
-
-/* Written pages of mappings that cannot be protected. */
-struct written {
-	struct capture *c;
-	struct copier *cp;
-	size_t vma; /* the first that may hold what is found next */
-};
-
-static int copy_written(void *arg, uint64_t start, uint64_t end, uint64_t categories)
-{
-	const struct written *w = arg;
-
-	if (categories & PAGE_IS_PFNZERO)
-		return 0;
-	w->c->frozen_extra_bytes += end - start;
-	return copier_add(w->c, w->cp, start, start, (end - start) >> PAGE_SHIFT);
-}
-
-static bool is_file_private(const struct capture *c, const struct vma *v)
-{
-	return (v->kind == VMA_FILE || v->kind == VMA_SHMEM_PRIVATE) &&
-	       region_how(c, v) == HOW_FROZEN;
-}
-
-/* What a scan over several mappings has found: only private mappings of files count. */
-static int copy_written_of_files(void *arg, uint64_t start, uint64_t end, uint64_t categories)
-{
-	struct written *w = arg;
-	const struct maps *m = &w->c->maps;
-	int r = 0;
-
-	while (w->vma < m->n && m->v[w->vma].end <= start)
-		w->vma++;
-	for (size_t i = w->vma; i < m->n && m->v[i].start < end && r == 0; i++)
-		if (is_file_private(w->c, &m->v[i]))
-			r = copy_written(arg, MAX(start, m->v[i].start), MIN(end, m->v[i].end),
-					 categories);
-	return r;
-}
-
-/* One scan for mappings of libraries that lie side by side: a call costs more than walking over
- * what lies between. */
-static int copy_file_regions(struct capture *c, struct copier *cp)
-{
-	struct written w = {c, cp, 0};
-	const struct vma *v = c->maps.v;
-
-	for (size_t i = 0, last; i < c->maps.n; i = last + 1) {
-		last = i;
-		if (!is_file_private(c, &v[i]))
-			continue;
-		for (size_t k = i + 1; k < c->maps.n && v[k].start - v[last].end <= SPAN_BYTES; k++)
-			if (is_file_private(c, &v[k]))
-				last = k;
-		int r = scan_pages(c, v[i].start, v[last].end, PAGE_IS_FILE, PAGE_IS_FILE,
-				   PAGE_IS_PRESENT | PAGE_IS_SWAPPED, copy_written_of_files, &w);
-		if (r < 0)
-			return r;
-	}
-	return 0;
-}
-
-/* Shared huge pages. Through the mapping, reading a hole would allocate it. */
-static int copy_hugetlb(struct capture *c, struct copier *cp, const struct vma *v)
-{
-	cleanup_fd int fd = scan_open_object(c, v);
-
-	return fd < 0 ? -errno
-		      : copier_add_file(c, cp, fd, v->offset, v->start,
-					(v->end - v->start) >> PAGE_SHIFT);
-}
-
-static int copy_frozen_regions(struct capture *c, struct copier *cp)
-{
-	struct written w = {c, cp, 0};
-	int r = copier_flush(c, cp);
-
-	/* Zeros written over what the file has there are no holes. */
-	cp->keep_zero = true;
-	if (r == 0)
-		r = copy_file_regions(c, cp);
-	if (r == 0)
-		r = copier_flush(c, cp);
-	cp->keep_zero = false;
-	for (size_t i = 0; i < c->maps.n && r == 0; i++) {
-		const struct vma *v = &c->maps.v[i];
-
-		if (region_how(c, v) != HOW_FROZEN || is_file_private(c, v))
-			continue;
-		if (v->kind == VMA_SPECIAL) {
-			r = copier_add(c, cp, v->start, v->start,
-				       (v->end - v->start) >> PAGE_SHIFT);
-		} else if (v->kind == VMA_ANON) {
-			r = scan_pages(c, v->start, v->end, 0, 0, PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-				       copy_written, &w);
-		} else {
-			r = v->kind == VMA_HUGETLB ? copy_hugetlb(c, cp, v)
-						   : scan_shared(c, v, copy_written, &w);
-			c->stats.held_bytes += v->end - v->start;
-		}
-	}
 	return r;
 }
 
@@ -356,6 +251,12 @@ static int take_memory(struct capture *c, bool hold, struct copier *cp, bool las
 	r = arm_cover(c, &c->maps, true, err);
 	if (r < 0)
 		goto out;
+	r = guards_freeze(c);
+	if (r < 0) {
+		usnap_fail_errno(err, r, "cannot look for guard pages of process %d",
+				 c->target->pid);
+		goto out;
+	}
 	if (hold) {
 		/* Nothing moves until everything is copied: what is populated is what is there. */
 		pageset_reset(c->pages);
@@ -366,7 +267,7 @@ static int take_memory(struct capture *c, bool hold, struct copier *cp, bool las
 		r = settle_log(c, cp, &log, &discards);
 	}
 	if (r == 0)
-		r = copy_frozen_regions(c, cp);
+		r = frozen_copy(c, cp);
 	if (r == 0)
 		r = copier_flush(c, cp);
 	if (r == 0)

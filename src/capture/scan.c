@@ -17,13 +17,6 @@
 #include "capture/session.h"
 #include "common/util.h"
 
-bool scan_shows_guards(const struct capture *c)
-{
-	struct pm_scan_arg scan = {.size = sizeof(scan), .return_mask = PAGE_IS_GUARD};
-
-	return ioctl(c->target->pagemap_fd, PAGEMAP_SCAN, &scan) >= 0;
-}
-
 int scan_pages(const struct capture *c, uint64_t start, uint64_t end, uint64_t inverted,
 	       uint64_t mask, uint64_t anyof, scan_fn *fn, void *arg)
 {
@@ -39,9 +32,8 @@ int scan_pages(const struct capture *c, uint64_t start, uint64_t end, uint64_t i
 			.category_inverted = inverted,
 			.category_mask = mask,
 			.category_anyof_mask = anyof,
-			.return_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_HUGE |
-				       PAGE_IS_PFNZERO | PAGE_IS_FILE |
-				       (c->guards_shown ? PAGE_IS_GUARD : 0),
+			.return_mask = PAGE_IS_HUGE | PAGE_IS_PFNZERO |
+				       (c->guards.shown ? PAGE_IS_GUARD : 0),
 		};
 		int n = ioctl(c->target->pagemap_fd, PAGEMAP_SCAN, &scan);
 

@@ -30,10 +30,6 @@ enum phase {
 	PHASE_RELEASE, /* nothing is left to save: faults are resolved */
 };
 
-struct range {
-	uint64_t start, end;
-};
-
 struct ranges {
 	struct range *r;
 	size_t n, room;
@@ -54,6 +50,15 @@ struct ghosts {
 	struct ranges dropped; /* addresses of copies that do not count */
 };
 
+/* Guard markers (guards.c). The tracer's. */
+struct guards {
+	bool shown; /* by this kernel's scans */
+	bool thorough; /* look through everything in the freeze */
+	struct ranges early,
+		seen; /* right before the freeze: where some were; what was looked at */
+	struct ranges found; /* at T0 */
+};
+
 struct capture {
 	struct capture_options options;
 	struct capture_stats stats;
@@ -64,12 +69,13 @@ struct capture {
 	struct pageset *pages;
 	struct pstate *pstate;
 	struct ghosts ghosts;
+	struct guards guards;
 	struct uffd_known known; /* of the moment of attaching */
 	struct tracees tracees; /* while stopped */
 	int uffd, mem_fd;
 	uint64_t features;
 	void *nowhere; /* an address of ours from which nothing can be read */
-	bool ksm, guards_shown; /* the kernel merges pages; scans can tell guard pages */
+	bool ksm; /* the kernel merges pages */
 	bool registered;
 
 	struct maps maps; /* the latest; at and after T0 those of T0 */
@@ -143,7 +149,6 @@ typedef int scan_fn(void *arg, uint64_t start, uint64_t end, uint64_t categories
  * inverted bits) and any of anyof. */
 int scan_pages(const struct capture *c, uint64_t start, uint64_t end, uint64_t inverted,
 	       uint64_t mask, uint64_t anyof, scan_fn *fn, void *arg);
-bool scan_shows_guards(const struct capture *c);
 /* Brings the populated bits of a segment's part up to date. */
 int scan_populated(struct capture *c, const struct segment *s, uint64_t start, uint64_t end,
 		   bool frozen);
@@ -210,13 +215,16 @@ struct copier {
 };
 int copier_add(struct capture *c, struct copier *cp, uint64_t addr, uint64_t key,
 	       uint64_t nr_pages);
-/* Reads and hands over what is gathered. */
 /* As copier_add(), from a descriptor: memory that reading through the mapping would allocate. */
 int copier_add_file(struct capture *c, struct copier *cp, int fd, uint64_t offset, uint64_t key,
 		    uint64_t nr_pages);
+/* Reads and hands over what is gathered. */
 int copier_flush(struct capture *c, struct copier *cp);
 /* Gives the block back, unread. */
 void copier_drop(struct capture *c, struct copier *cp);
+
+/* frozen.c: what was written to mappings that cannot be protected */
+int frozen_copy(struct capture *c, struct copier *cp);
 
 /* ghost.c: files without a name. Before the freeze: finds them and copies what cannot change
  * unnoticed; ghost_freeze() while every thread stands still, after the state was collected;
@@ -226,6 +234,14 @@ int ghost_freeze(struct capture *c);
 void ghost_drop(struct capture *c);
 void ghost_free(struct capture *c);
 
+/* guards.c: before the freeze; while every thread stands still, with the mappings of T0; and when the
+ * target runs again (the attempt may turn out to be torn) */
+bool guards_are_shown(const struct capture *c);
+int guards_prepare(struct capture *c);
+int guards_freeze(struct capture *c);
+int guards_check(struct capture *c);
+void guards_free(struct guards *g);
+
 /* sweep.c */
 int sweep_start(struct capture *c, struct usnap_err *err);
 void sweep_join(struct capture *c);
@@ -233,6 +249,10 @@ int sweep_held(struct capture *c, struct usnap_err *err);
 
 /* release.c */
 void release(struct capture *c);
+
+/* identity.c: the members of the image that say what it is of */
+int identity_write(struct capture *c, struct usnap_err *err);
+int identity_write_state(struct capture *c, struct usnap_err *err);
 
 /* capstats.c */
 char *capture_stats_json(const struct capture *c);

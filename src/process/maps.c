@@ -443,8 +443,23 @@ const struct vma *maps_find(const struct maps *m, uint64_t addr)
 	return lo < m->n && m->v[lo].start <= addr ? &m->v[lo] : NULL;
 }
 
+int maps_set_guards(struct maps *m, const struct range *guards, size_t n)
+{
+	struct range *copy = n ? malloc(n * sizeof(*copy)) : NULL;
+
+	if (n && !copy)
+		return -ENOMEM;
+	if (n)
+		memcpy(copy, guards, n * sizeof(*copy));
+	free(m->guards);
+	m->guards = copy;
+	m->nr_guards = n;
+	return 0;
+}
+
 void maps_free(struct maps *m)
 {
+	free(m->guards);
 	free(m->v);
 	*m = (struct maps){0};
 }

@@ -73,9 +73,16 @@ struct vma {
 	char *path; /* "" when the kernel gives none */
 };
 
+/* Addresses, whole pages; the end is the first that does not belong to it. */
+struct range {
+	uint64_t start, end;
+};
+
 struct maps {
 	struct vma *v; /* ascending */
 	size_t n;
+	struct range *guards; /* guard markers in them, ascending; from maps_set_guards() */
+	size_t nr_guards;
 };
 
 /* Reads /proc/PID/maps (without flags: kind is a first guess that
@@ -92,6 +99,9 @@ size_t maps_inherit_flags(struct maps *fresh, const struct maps *earlier);
 
 /* The vma that holds addr, or NULL. */
 const struct vma *maps_find(const struct maps *m, uint64_t addr);
+
+/* Keeps a copy of n ranges, ascending: -ENOMEM. */
+int maps_set_guards(struct maps *m, const struct range *guards, size_t n);
 
 void maps_free(struct maps *m);
 

@@ -25,6 +25,8 @@
  *  maps[]	start end prot "rw-" shared offset dev "fe:00" inode path kind content
  *		("image": what is absent is zero; "file": as in the file; "none") flags[]
  *		(VmFlags of proc(5), missing when unknown) page_size
+ *		guards[] ["0x..", "0x.."]: guard markers, ascending; missing: none, or the
+ *		kernel does not show them
  *  threads[]	tid tid_ns[] comm sigmask
  *		sigaltstack {sp size flags} tid_address pdeathsig: null when the thread
  *		could not be asked

@@ -90,11 +90,34 @@ static json_t *vma_json(const struct vma *v)
 	return o;
 }
 
+/* *at: the first range that may reach into v. */
+static json_t *guards_json(const struct maps *m, const struct vma *v, size_t *at)
+{
+	json_t *a = NULL;
+
+	while (*at < m->nr_guards && m->guards[*at].end <= v->start)
+		++*at;
+	for (size_t i = *at; i < m->nr_guards && m->guards[i].start < v->end; i++) {
+		if (!a)
+			a = json_array();
+		json_array_append_new(a, json_pack("[o,o]",
+						   json_address(MAX(m->guards[i].start, v->start)),
+						   json_address(MIN(m->guards[i].end, v->end))));
+	}
+	return a;
+}
+
 json_t *maps_json(const struct maps *m)
 {
 	json_t *a = json_array();
+	size_t at = 0;
 
-	for (size_t i = 0; i < m->n; i++)
-		json_array_append_new(a, vma_json(&m->v[i]));
+	for (size_t i = 0; i < m->n; i++) {
+		json_t *o = vma_json(&m->v[i]), *guards = guards_json(m, &m->v[i], &at);
+
+		if (guards)
+			json_object_set_new(o, "guards", guards);
+		json_array_append_new(a, o);
+	}
 	return a;
 }

@@ -19,6 +19,7 @@ const char *const kinds[] = {
 	"device",
 	"device-memory",
 	"fanotify",
+	"guard-markers",
 	"inotify-watch",
 	"io_uring",
 	"kvm",

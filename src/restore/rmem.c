@@ -237,7 +237,8 @@ static int plan_regions(struct restore *r, struct rmem *m, struct usnap_err *err
 			g->role = REGION_NOTHING;
 			continue;
 		}
-		if ((ret = check_region(g, above, i, err)) < 0)
+		if ((ret = check_region(g, above, i, err)) < 0 ||
+		    (ret = rmem_parse_guards(o, g, err)) < 0)
 			return ret;
 		above = g->end;
 		m->taken[m->nr_taken++] = (struct stub_range){g->start, g->end};
@@ -356,11 +357,11 @@ int rmem_plan(struct restore *r, struct usnap_err *err)
 	if (!m)
 		return usnap_fail_errno(err, -ENOMEM, "cannot restore the memory");
 	r->mem = m;
-	if ((ret = plan_regions(r, m, err)) < 0 || (ret = plan_mm(r, m, err)) < 0 || (ret = plan_exe(r, m, err)) < 0 ||
-	    (ret = count_pages(r, m, err)) < 0)
+	if ((ret = plan_regions(r, m, err)) < 0 || (ret = plan_mm(r, m, err)) < 0 ||
+	    (ret = plan_exe(r, m, err)) < 0 || (ret = count_pages(r, m, err)) < 0)
 		return ret;
 	choose_protection(m);
-	if ((ret = rmem_plan_objects(r, m, err)) < 0)
+	if ((ret = rmem_plan_objects(r, m, err)) < 0 || (ret = rmem_plan_guards(r, m, err)) < 0)
 		return ret;
 	return rmem_plan_vdso(r, m, err);
 }
@@ -369,8 +370,10 @@ void rmem_free(struct rmem *m)
 {
 	if (!m)
 		return;
-	for (size_t i = 0; i < m->nr_regions; i++)
+	for (size_t i = 0; i < m->nr_regions; i++) {
 		free(m->regions[i].path);
+		free(m->regions[i].guards);
+	}
 	for (size_t i = 0; i < m->nr_objects; i++) {
 		free(m->objects[i].open_path);
 		if (m->objects[i].content_fd >= 0)

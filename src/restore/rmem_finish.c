@@ -68,14 +68,15 @@ static void name(struct rmem_calls *c, const struct rmem_region *g)
 	}
 }
 
-/* Before the protection: locking brings in what is missing, by writing where that is allowed. */
+/* Before the protection: locking brings in what is missing, by writing where that is allowed. Guard
+ * markers, which locked memory does not take, stop that; it is locked all the same. */
 static void lock(struct rmem_calls *c, const struct rmem_region *g)
 {
 	if (!region_has(g, VMF_LO))
 		return;
 	calls_room(c, 1);
-	calls_add(c, g->prot == PROT_NONE, "lock", g, SYS_mlock2, g->start, g->end - g->start,
-		  region_has(g, VMF_LF) ? MLOCK_ONFAULT : 0, 0, 0, 0);
+	calls_add(c, g->prot == PROT_NONE || g->nr_guards, "lock", g, SYS_mlock2, g->start,
+		  g->end - g->start, region_has(g, VMF_LF) ? MLOCK_ONFAULT : 0, 0, 0, 0);
 }
 
 static void protect(struct rmem_calls *c, const struct rmem_region *g)
@@ -156,6 +157,7 @@ int rmem_finish(struct restore *r, struct usnap_err *err)
 
 		if (!is_ours(g))
 			continue;
+		rmem_install_guards(c, g);
 		lock(c, g);
 		protect(c, g);
 		advise(c, g);

@@ -8,6 +8,7 @@
  *	rmem_map.c    the regions come
  *	rmem_shm.c    shared memory without a file
  *	rmem_fill.c   their pages come
+ *	rmem_guards.c guard markers
  *	rmem_finish.c protections, advice, names, mm
  *
  * Regions that refer to the same inode share an object: opened or made once,
@@ -49,6 +50,8 @@ struct rmem_region {
 	size_t object; /* REGION_OBJECT: number in objects[] */
 	uint64_t nr_pages; /* stored */
 	char *path; /* "" when it has none */
+	struct range *guards; /* guard markers, ascending */
+	size_t nr_guards;
 };
 
 enum object_how {
@@ -139,6 +142,12 @@ int rmem_plan_vdso(struct restore *r, struct rmem *m, struct usnap_err *err);
 int rmem_map_vdso(struct restore *r, struct rmem *m, struct usnap_err *err);
 int rmem_finish_vdso(struct restore *r, struct rmem *m, struct usnap_err *err);
 
+/* ---- rmem_guards.c ---- */
+
+/* guards of a region whose bounds are known to be sound. */
+int rmem_parse_guards(const json_t *o, struct rmem_region *g, struct usnap_err *err);
+int rmem_plan_guards(struct restore *r, struct rmem *m, struct usnap_err *err);
+
 /* ---- rmem_calls.c ---- */
 
 enum {
@@ -167,6 +176,10 @@ int calls_add(struct rmem_calls *c, bool may_fail, const char *verb,
 /* Runs what was added, keeps the results until the next calls_reset(). */
 int calls_run(struct rmem_calls *c);
 void calls_reset(struct rmem_calls *c);
+
+/* ---- rmem_guards.c, for rmem_finish.c ---- */
+
+void rmem_install_guards(struct rmem_calls *c, const struct rmem_region *g);
 
 /* ---- rmem_map.c, rmem_shm.c ---- */
 

@@ -15,6 +15,10 @@
 #define PR_SET_VMA 0x53564d41
 #define PR_SET_VMA_ANON_NAME 0
 #endif
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE 103
+#endif
 
 enum {
 	PAGE = 4096
@@ -236,6 +240,30 @@ static void sealed(void)
 	must(mprotect(p, 2 * PAGE, PROT_READ | PROT_WRITE) < 0 && errno == EPERM);
 }
 
+static void guard_markers(void)
+{
+	char *p = map(8 * PAGE, PROT_READ | PROT_WRITE, 0);
+	char *s = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	must(s != MAP_FAILED);
+	work_fill(p, 8 * PAGE, 11);
+	work_fill(s, 4 * PAGE, 12);
+	if (madvise(p + 2 * PAGE, 2 * PAGE, MADV_GUARD_INSTALL))
+		work_skip("no MADV_GUARD_INSTALL");
+	/* Of shared memory: Linux 6.15. */
+	bool shared = madvise(s + PAGE, PAGE, MADV_GUARD_INSTALL) == 0;
+	work_wait();
+	must(work_filled(p, 2 * PAGE, 11));
+	must_equal(touch(p + 2 * PAGE, false), SIGSEGV);
+	must_equal(touch(p + 3 * PAGE, true), SIGSEGV);
+	must_equal(touch(p + 4 * PAGE, true), 0);
+	must(madvise(p, 8 * PAGE, MADV_GUARD_REMOVE) == 0 && work_zero(p + 2 * PAGE, 2 * PAGE));
+	if (shared)
+		must_equal(touch(s + PAGE, false), SIGSEGV);
+	must(!shared || madvise(s, 4 * PAGE, MADV_GUARD_REMOVE) == 0);
+	must(work_filled(s, 4 * PAGE, 12));
+}
+
 /* ---- advice ----------------------------------------------------------------- */
 
 struct advice_check {
@@ -448,6 +476,7 @@ static const struct work works[] = {
 	{"growsdown", growsdown, "MAP_GROWSDOWN mappings, which go on growing"},
 	{"static-data", static_data, "initialized and zero-initialized variables, written or not"},
 	{"guard-pages", guard_pages, "guard pages between pages in use: touching one is SIGSEGV"},
+	{"guard-markers", guard_markers, "guard markers (MADV_GUARD_INSTALL)"},
 	{"prot-none", prot_none, "pages under PROT_NONE with what was written before"},
 	{"read-only", read_only, "pages made read-only after they were written"},
 	{"jit", jit, "code made at run time, executable, writable or not"},
