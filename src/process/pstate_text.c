@@ -18,8 +18,8 @@ int arena_reserve(struct arena *a, size_t bytes)
 	char *bigger = realloc(a->p, room);
 	if (!bigger)
 		return -ENOMEM;
-	/* Touched now, not page by page in the freeze. */
-	memset(bigger + a->len, 0, room - a->len);
+	/* Touched now, not page by page in the freeze. Behind a->len lies what is being read. */
+	memset(bigger + a->room, 0, room - a->room);
 	a->p = bigger;
 	a->room = room;
 	return 0;
