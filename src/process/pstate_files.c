@@ -208,21 +208,6 @@ static void raise_descriptor_limit(void)
 	}
 }
 
-static int prepare_epoll_sets(struct pstate *ps)
-{
-	struct fd_table *t = &ps->prepared;
-	int r = 0;
-
-	for (size_t i = 0; i < t->n && r == 0; i++) {
-		struct span span;
-
-		if (t->v[i].kind == FD_EPOLL && t->v[i].info_fd >= 0 &&
-		    arena_pread(&ps->arena, t->v[i].info_fd, &span) == 0)
-			r = epoll_prepare(ps, &t->v[i], span_text(span));
-	}
-	return r;
-}
-
 int files_prepare(struct pstate *ps)
 {
 	struct rlimit rl = {.rlim_cur = 1024};
@@ -266,7 +251,7 @@ int files_prepare(struct pstate *ps)
 	}
 	int r = number_descriptions(ps, t, false);
 	if (r == 0)
-		r = prepare_epoll_sets(ps);
+		r = epoll_prepare(ps);
 	for (size_t i = 0; i < t->n && r == 0; i++)
 		if (t->v[i].kind == FD_SOCKET)
 			return sockets_prepare(ps);
