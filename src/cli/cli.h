@@ -25,7 +25,7 @@ extern const struct cli_command *const cli_commands[]; /* ends with NULL */
 
 /* Each cmd_<name>.c defines its own. */
 extern const struct cli_command cmd_snapshot, cmd_info, cmd_verify, cmd_read, cmd_core, cmd_restore,
-	cmd_check;
+	cmd_check, cmd_list, cmd_prune, cmd_rm;
 
 /* Prints usage and options of one command to stdout; returns EXIT_DONE. */
 int cli_help(const struct cli_command *cmd);

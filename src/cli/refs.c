@@ -1,0 +1,169 @@
+#include "cli/refs.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "common/util.h"
+
+/* Room for one more pointer in an array. */
+static int grow(void *array, size_t nr)
+{
+	void ***p = array, **more = realloc(*p, (nr + 1) * sizeof(*more));
+
+	if (!more)
+		return -ENOMEM;
+	*p = more;
+	return 0;
+}
+
+static int add_path(struct refs *refs, char *path, struct usnap_err *err)
+{
+	if (!path || grow(&refs->path, refs->nr) < 0) {
+		free(path);
+		return usnap_fail_errno(err, -ENOMEM, "cannot name images");
+	}
+	refs->path[refs->nr++] = path;
+	return 0;
+}
+
+static int add_image(struct refs *refs, const struct store *s, const char *name,
+		     const struct store_image *i, struct usnap_err *err)
+{
+	char *path;
+
+	if (asprintf(&path, "%s/%s/%s", store_path(s), name, i->file) < 0)
+		path = NULL;
+	return add_path(refs, path, err);
+}
+
+int refs_open_store(struct store **ret, const char *store, struct usnap_err *err)
+{
+	cleanup_free char *usual = NULL;
+	int r = store ? 0 : store_default_path(&usual, err);
+
+	return r < 0 ? r : store_open(ret, store ? store : usual, false, err);
+}
+
+bool refs_split(const char *arg, char name[STORE_NAME_MAX + 1], const char **ret_when)
+{
+	size_t len = strcspn(arg, "@");
+
+	if (len > STORE_NAME_MAX)
+		return false;
+	memcpy(name, arg, len);
+	name[len] = '\0';
+	*ret_when = arg[len] ? arg + len + 1 : NULL;
+	return store_name_valid(name);
+}
+
+/* The store is open, the name in it: locks it, and adds what is meant. */
+static int add_named(struct refs *refs, struct store *s, const char *name, const char *when,
+		     enum refs_which which, struct usnap_err *err)
+{
+	const struct store_image *found;
+	struct store_images images = {0};
+	int r;
+
+	if (grow(&refs->lock, refs->nr_locks) < 0)
+		return usnap_fail_errno(err, -ENOMEM, "cannot lock '%s'", name);
+	r = store_lock(&refs->lock[refs->nr_locks], s, name, STORE_READ, NULL, err);
+	if (r < 0)
+		return r;
+	refs->nr_locks++;
+	if ((r = store_scan(s, name, &images, err)) < 0)
+		return r;
+	if (which == REFS_EVERY && !when) {
+		for (size_t i = 0; r == 0 && i < images.nr; i++)
+			r = add_image(refs, s, name, &images.image[i], err);
+	} else {
+		r = store_find(&images, name, when, time(NULL), &found, err);
+		if (r == 0)
+			r = add_image(refs, s, name, found, err);
+	}
+	store_images_free(&images);
+	return r;
+}
+
+static int add_store(struct refs *refs, struct store *s, struct usnap_err *err)
+{
+	if (grow(&refs->store, refs->nr_stores) < 0) {
+		store_close(s);
+		return usnap_fail_errno(err, -ENOMEM, "cannot open a store");
+	}
+	refs->store[refs->nr_stores++] = s;
+	return 0;
+}
+
+int refs_add(struct refs *refs, const char *arg, const char *store, enum refs_which which,
+	     struct usnap_err *err)
+{
+	char name[STORE_NAME_MAX + 1];
+	struct usnap_err why = {0};
+	const char *when;
+	struct store *s;
+	struct stat st;
+	int r, fd;
+
+	if (!refs_split(arg, name, &when)) {
+		if (store && strcmp(arg, "-") != 0 && !strchr(arg, '/'))
+			return store_name_check(name, err);
+		return add_path(refs, strdup(arg), err);
+	}
+	if (!store && stat(arg, &st) == 0)
+		return add_path(refs, strdup(arg), err);
+	if ((r = refs_open_store(&s, store, &why)) == 0) {
+		if ((r = add_store(refs, s, &why)) < 0)
+			goto out;
+		if ((r = fd = store_open_name(s, name, false, &why)) >= 0) {
+			close(fd);
+			return add_named(refs, s, name, when, which, err);
+		}
+	}
+out:
+	/* Neither a file nor a name: as a file it is what most people meant. */
+	if (!store && !when && r == -ENOENT)
+		return add_path(refs, strdup(arg), err);
+	if (err)
+		*err = why;
+	return r;
+}
+
+int refs_add_store(struct refs *refs, const char *store, struct usnap_err *err)
+{
+	struct store_names names;
+	struct store *s;
+	int r = refs_open_store(&s, store, err);
+
+	if (r < 0 || (r = add_store(refs, s, err)) < 0 ||
+	    (r = store_list_names(s, &names, err)) < 0)
+		return r;
+	for (size_t i = 0; r == 0 && i < names.nr; i++) {
+		struct usnap_err why = {0};
+
+		r = add_named(refs, s, names.name[i], NULL, REFS_EVERY, &why);
+		if (r == -ENOENT)
+			r = 0; /* removed since it was listed */
+		else if (r < 0 && err)
+			*err = why;
+	}
+	store_names_free(&names);
+	return r;
+}
+
+void refs_close(struct refs *refs)
+{
+	for (size_t i = 0; i < refs->nr_locks; i++)
+		store_unlock(refs->lock[i]);
+	for (size_t i = 0; i < refs->nr_stores; i++)
+		store_close(refs->store[i]);
+	for (size_t i = 0; i < refs->nr; i++)
+		free(refs->path[i]);
+	free(refs->lock);
+	free(refs->store);
+	free(refs->path);
+	*refs = (struct refs){0};
+}

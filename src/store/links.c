@@ -1,0 +1,192 @@
+#include "store/links.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <uffd-snap.h>
+
+#include "common/util.h"
+#include "image/imgrefers.h"
+
+/* Images ordered by id, to find one. */
+struct by_id {
+	const char *id;
+	size_t at;
+};
+
+static int compare_ids(const void *a, const void *b)
+{
+	return strcmp(((const struct by_id *)a)->id, ((const struct by_id *)b)->id);
+}
+
+static long find(const struct by_id *ids, size_t nr, const char *id)
+{
+	const struct by_id key = {.id = id};
+	const struct by_id *found = nr ? bsearch(&key, ids, nr, sizeof(*ids), compare_ids) : NULL;
+
+	return found ? (long)found->at : LINKS_MISSING;
+}
+
+static int by_place(const void *a, const void *b)
+{
+	size_t x = *(const size_t *)a, y = *(const size_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+static int set_needs(struct store_link *l, const unsigned char *refers, size_t n,
+		     const struct by_id *ids, size_t nr)
+{
+	char id[STORE_ID_LEN + 1];
+
+	if (!n)
+		return 0;
+	if (!(l->needs = malloc(n * sizeof(*l->needs))))
+		return -ENOMEM;
+	for (size_t i = 0; i < n; i++) {
+		for (size_t k = 0; k < STORE_ID_LEN / 2; k++)
+			snprintf(id + 2 * k, 3, "%02x", refers[i * STORE_ID_LEN / 2 + k]);
+		long at = find(ids, nr, id);
+
+		if (at >= 0)
+			l->needs[l->nr_needs++] = (size_t)at;
+		else if (!l->nr_missing++)
+			memcpy(l->missing, id, sizeof(id));
+	}
+	qsort(l->needs, l->nr_needs, sizeof(*l->needs), by_place);
+	return 0;
+}
+
+static int load(struct store_link *l, const char *path, const struct store_image *i,
+		const struct by_id *ids, size_t nr)
+{
+	struct usnap_image *img = usnap_image_new();
+	cleanup_free unsigned char *refers = NULL;
+	struct usnap_info info;
+	size_t n;
+	int r = 0;
+
+	if (!img)
+		return -ENOMEM;
+	if (usnap_image_open(img, path) < 0 || usnap_image_get_info(img, &info, sizeof(info)) < 0 ||
+	    img_read_refers(img, &refers, &n) < 0) {
+		snprintf(l->why, sizeof(l->why), "%s", usnap_image_error(img));
+	} else if (strcmp(info.id, i->id) != 0) {
+		snprintf(l->why, sizeof(l->why), "cannot use '%.200s': it is the image %.40s", path,
+			 info.id);
+	} else {
+		l->readable = true;
+		l->parent = info.parent ? find(ids, nr, info.parent) : LINKS_NONE;
+		r = set_needs(l, refers, n, ids, nr);
+	}
+	usnap_image_free(img);
+	return r;
+}
+
+int store_links_load(struct store *s, const char *name, const struct store_images *images,
+		     struct store_link **ret, struct usnap_err *err)
+{
+	struct store_link *links = calloc(images->nr + 1, sizeof(*links));
+	cleanup_free struct by_id *ids = calloc(images->nr + 1, sizeof(*ids));
+	int r = links && ids ? 0 : -ENOMEM;
+
+	for (size_t i = 0; r == 0 && i < images->nr; i++)
+		ids[i] = (struct by_id){images->image[i].id, i};
+	if (r == 0 && images->nr)
+		qsort(ids, images->nr, sizeof(*ids), compare_ids);
+	for (size_t i = 0; r == 0 && i < images->nr; i++) {
+		cleanup_free char *path = NULL;
+
+		links[i].parent = LINKS_NONE;
+		if (asprintf(&path, "%s/%s/%s", store_path(s), name, images->image[i].file) < 0)
+			r = -ENOMEM;
+		else
+			r = load(&links[i], path, &images->image[i], ids, images->nr);
+	}
+	if (r < 0) {
+		store_links_free(links, images->nr);
+		return usnap_fail_errno(err, r, "cannot look through '%s' of store '%s'", name,
+					store_path(s));
+	}
+	*ret = links;
+	return 0;
+}
+
+void store_links_free(struct store_link *links, size_t nr)
+{
+	for (size_t i = 0; links && i < nr; i++)
+		free(links[i].needs);
+	free(links);
+}
+
+size_t store_links_close(const struct store_link *links, bool *keep, size_t nr)
+{
+	size_t set = 0, before;
+
+	/* What is kept for others can be read itself too. Once is enough unless clocks went back. */
+	do {
+		bool all = false;
+
+		before = set;
+		for (size_t i = nr; i-- > 0;) {
+			if (all && !keep[i]) {
+				keep[i] = true;
+				set++;
+			}
+			if (!keep[i])
+				continue;
+			all |= !links[i].readable;
+			for (size_t k = 0; k < links[i].nr_needs; k++) {
+				set += !keep[links[i].needs[k]];
+				keep[links[i].needs[k]] = true;
+			}
+		}
+	} while (set != before);
+	return set;
+}
+
+/* How many that are still to be removed need each. */
+static void count_needed(const struct store_link *links, const bool *remove, size_t nr, size_t *by)
+{
+	for (size_t i = 0; i < nr; i++)
+		for (size_t k = 0; remove[i] && k < links[i].nr_needs; k++)
+			by[links[i].needs[k]]++;
+}
+
+int store_links_remove(const struct store_link *links, const struct store_images *images,
+		       const bool *remove, int name_fd, size_t *ret_removed)
+{
+	cleanup_free size_t *needed_by = calloc(images->nr + 1, sizeof(*needed_by));
+	cleanup_free bool *left = malloc(images->nr + 1);
+	const char *latest = NULL;
+	bool any = true;
+	int r;
+
+	if (!needed_by || !left)
+		return -ENOMEM;
+	if (images->nr)
+		memcpy(left, remove, images->nr);
+	count_needed(links, remove, images->nr, needed_by);
+	for (size_t i = 0; i < images->nr; i++)
+		if (!remove[i])
+			latest = images->image[i].file;
+	if ((r = store_set_latest(name_fd, latest)) < 0)
+		return r;
+	*ret_removed = 0;
+	while (any) {
+		any = false;
+		for (size_t i = images->nr; i-- > 0;) {
+			if (!left[i] || needed_by[i])
+				continue;
+			if (unlinkat(name_fd, images->image[i].file, 0) < 0 && errno != ENOENT)
+				return -errno;
+			left[i] = false;
+			any = true;
+			(*ret_removed)++;
+			for (size_t k = 0; k < links[i].nr_needs; k++)
+				needed_by[links[i].needs[k]]--;
+		}
+	}
+	return fsync(name_fd) < 0 && errno != EINVAL ? -errno : 0;
+}

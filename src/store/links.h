@@ -1,0 +1,41 @@
+/*
+ * Which images of a name need which others: an image can be read as long as
+ * every image that its page index refers to is there.
+ */
+#ifndef USNAP_STORE_LINKS_H
+#define USNAP_STORE_LINKS_H
+
+#include <stdbool.h>
+
+#include "store/store.h"
+
+enum {
+	LINKS_NONE = -1, /* it continues no other */
+	LINKS_MISSING = -2, /* what it continues is not here */
+};
+
+struct store_link {
+	bool readable; /* what it needs is known */
+	char why[512]; /* it is not readable */
+	long parent; /* the image that it continues: where it is in images, or LINKS_ */
+	size_t *needs; /* where they are in images, ascending */
+	size_t nr_needs, nr_missing; /* nr_missing: needed, and not in images */
+	char missing[STORE_ID_LEN + 1]; /* the first of them */
+};
+
+/* One for each image, in the same order. -ENOMEM. */
+int store_links_load(struct store *s, const char *name, const struct store_images *images,
+		     struct store_link **ret, struct usnap_err *err);
+void store_links_free(struct store_link *links, size_t nr);
+
+/* keep: one for each image. Sets those that kept ones need; of what is not
+ * readable nobody knows what it needs, so that nothing older goes.
+ * Returns how many it set. */
+size_t store_links_close(const struct store_link *links, bool *keep, size_t nr);
+
+/* Points "latest" at what stays and removes files, those that need others before these: killed at any point, it leaves
+ * none that lacks what it needs. name_fd is locked (STORE_REMOVE). */
+int store_links_remove(const struct store_link *links, const struct store_images *images,
+		       const bool *remove, int name_fd, size_t *ret_removed);
+
+#endif
