@@ -22,6 +22,7 @@
  * in usnap_image_error(). Beside what system calls answer:
  *
  *	-EBADMSG          the image is damaged; usnap_image_error_offset() says where
+ *	-ESTALE           an image that this one refers to is missing
  *	-EPROTONOSUPPORT  the image is of a newer format than this library knows
  *	-EINVAL           not an image at all, or a wrong argument
  *	-ESPIPE           a pipe or terminal: images are read here and there
@@ -83,11 +84,40 @@ struct usnap_info {
 	uint64_t nr_pages; /* stored; the others are zero or as in their file */
 	uint64_t nr_frames; /* compressed pieces that hold them */
 	uint64_t file_bytes; /* size of the file */
+	const char *run; /* 32 hex digits: images of one run of a process share it; "": unknown */
 };
 
 /* size: sizeof(*ret). A library newer than its caller fills what both know,
  * an older one zeroes the rest. Other functions with size work alike. */
 USNAP_API int usnap_image_get_info(struct usnap_image *img, struct usnap_info *ret, size_t size);
+
+/* ---- what it continues ---- */
+
+/*
+ * An image can refer to pages that other images hold: its ancestors. They are
+ * found by their id when a page of one is wanted: in what was added here, in
+ * the image's directory, and where its parent was when it was taken. What
+ * needs no such page works without them; what does fails with -ESTALE when one
+ * is missing, and every byte of an ancestor that is returned has been compared
+ * with the hash that this image has of it.
+ */
+
+/* A directory with images, or one image, to look at first. Before the first read. */
+USNAP_API int usnap_image_add_ancestors(struct usnap_image *img, const char *path);
+
+struct usnap_ancestor {
+	const char *id;
+	const char *path; /* NULL: it was not found */
+	uint64_t nr_pages; /* that lie there */
+};
+
+/* Numbered from 0. Looks for the file. */
+USNAP_API int usnap_image_get_nr_ancestors(struct usnap_image *img, size_t *ret);
+USNAP_API int usnap_image_get_ancestor(struct usnap_image *img, size_t nr,
+				       struct usnap_ancestor *ret, size_t size);
+
+/* 1 when id is this image's or that of an ancestor, 0 when not. */
+USNAP_API int usnap_image_is_needed(struct usnap_image *img, const char *id);
 
 /* ---- its memory ---- */
 
@@ -141,7 +171,7 @@ USNAP_API int usnap_image_next_run(struct usnap_image *img, uint64_t addr, uint6
 				   uint64_t *ret_len);
 
 /* XXH3-128 of the stored page that holds addr, in canonical (big-endian)
- * form. Returns 1, or 0 when the page is not stored. Reads no page. */
+ * form, with the seed of the chain: comparable among its images. Returns 1, or 0 when the page is not stored. Reads no page. */
 USNAP_API int usnap_image_page_hash(struct usnap_image *img, uint64_t addr, unsigned char ret[16]);
 
 /* ---- its threads ---- */
@@ -181,10 +211,12 @@ struct usnap_verify_options {
 	void (*finding)(void *ctx, uint64_t offset, const char *what);
 	/* Bytes of the file checked so far, some ten times a second. May be NULL. */
 	void (*progress)(void *ctx, uint64_t done, uint64_t total);
+	unsigned no_chain; /* 1: leave alone what lies in ancestors */
 };
 
 /* Reads every byte of the file: every frame is decoded, every page and member
- * compared with its hash, every reference followed. Returns 0 when the image
+ * compared with its hash, every reference followed, those into ancestors too.
+ * An ancestor that is missing is a finding. Returns 0 when the image
  * is sound, -EBADMSG when there was a finding. After usnap_image_open() has
  * failed with -EBADMSG, the reason is the one finding. */
 USNAP_API int usnap_image_verify(struct usnap_image *img,

@@ -67,6 +67,16 @@ char *capture_stats_json(const struct capture *c)
 	if (s->torn)
 		json_object_set_new(j, "torn_reason", json_string(s->torn_reason));
 	json_object_set_new(j, "held", json_boolean(s->held));
+	set(j, "pages_stored", w.nr_pages_stored);
+	set(j, "pages_referred", w.nr_pages_referred);
+	set(j, "pages_equal", w.nr_pages_equal);
+	if (c->options.full_because) {
+		json_t *why = json_string(c->options.full_because);
+
+		/* A path that is not UTF-8 is not shown. */
+		json_object_set_new(j, "full_because",
+				    why ? why : json_string("the parent cannot be continued"));
+	}
 	set(j, "regions", s->regions);
 	set(j, "threads", s->threads);
 
@@ -75,6 +85,8 @@ char *capture_stats_json(const struct capture *c)
 	set(bytes, "frozen", s->frozen_pages * PAGE_BYTES);
 	set(bytes, "zero", w.nr_pages_zero * PAGE_BYTES);
 	set(bytes, "raw", w.raw_bytes);
+	set(bytes, "equal", w.nr_pages_equal * PAGE_BYTES);
+	set(bytes, "referred", w.nr_pages_referred * PAGE_BYTES);
 	set(bytes, "compressed", w.compressed_bytes);
 	set(bytes, "shared_held", s->held_bytes);
 	json_object_set_new(j, "bytes", bytes);

@@ -24,6 +24,9 @@ struct capture_options {
 	bool hold; /* after torn attempts, hold the threads for the copy */
 	bool kill; /* stop at T0 and stay stopped until capture_end() */
 	uint64_t ghost_limit; /* bytes of an unlinked file that the image is to hold */
+	/* What the writer's parent is, for snapshot.json; NULL: it has none. */
+	const char *parent_id, *parent_path;
+	const char *full_because; /* why there is none although one was wanted; or NULL */
 	unsigned max_torn; /* torn attempts before holding or failing */
 	const volatile sig_atomic_t *cancel; /* set by a signal handler */
 	/* From the calling thread, about ten times a second; bytes of memory. */
@@ -55,6 +58,16 @@ struct capture_stats {
 };
 
 struct capture;
+struct usnap_image;
+
+/* What names this run of the process: 32 hex digits that change with execve(2) only. */
+int capture_run_id(const struct target *t, char ret[33]);
+
+/* Makes parent, which is open, the writer's parent when it shows the same run of the process and
+ * it and what it refers to is all there. Returns 1; 0 when the image has to be a full one, and why
+ * ("the parent shows another process"). Then, and after the writer is closed, parent is free. */
+int capture_adopt_parent(struct image_writer *w, struct usnap_image *parent, const struct target *t,
+			 char *ret_why, size_t why_size);
 
 int capture_run(struct capture **ret, struct target *target, struct image_writer *writer,
 		const struct capture_options *options, struct usnap_err *err);

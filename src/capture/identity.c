@@ -39,6 +39,19 @@ static json_t *cmdline(const struct target *t)
 	return args;
 }
 
+static void set_lineage(json_t *j, const struct capture *c)
+{
+	const struct capture_options *o = &c->options;
+	char run[33];
+
+	json_object_set_new(j, "parent", o->parent_id ? json_string(o->parent_id) : json_null());
+	/* A path that is not UTF-8 is left out. */
+	if (o->parent_id && o->parent_path)
+		json_object_set_new(j, "parent_path", json_string(o->parent_path));
+	if (capture_run_id(c->target, run) == 0)
+		json_object_set_new(j, "run", json_string(run));
+}
+
 int identity_write(struct capture *c, struct usnap_err *err)
 {
 	unsigned char id[16];
@@ -52,12 +65,13 @@ int identity_write(struct capture *c, struct usnap_err *err)
 	for (size_t i = 0; i < sizeof(id); i++)
 		snprintf(hex + 2 * i, 3, "%02x", id[i]);
 
-	json_t *j = json_pack("{s:s, s:i, s:s, s:n, s:{s:I, s:I, s:I}, s:s, s:s, s:s, s:i}",
-			      "format", "uffd-snap image", "version", 1, "id", hex, "parent", "t0",
-			      "realtime_ns", (json_int_t)s->t0_realtime_ns, "monotonic_ns",
+	json_t *j = json_pack("{s:s, s:i, s:s, s:{s:I, s:I, s:I}, s:s, s:s, s:s, s:i}", "format",
+			      "uffd-snap image", "version", 1, "id", hex, "t0", "realtime_ns",
+			      (json_int_t)s->t0_realtime_ns, "monotonic_ns",
 			      (json_int_t)s->t0_monotonic_ns, "boottime_ns",
 			      (json_int_t)s->t0_boottime_ns, "host", u.nodename, "kernel",
 			      u.release, "arch", u.machine, "page_size", (int)PAGE_BYTES);
+	set_lineage(j, c);
 	json_t *t = json_pack("{s:i, s:I}", "pid", (int)c->target->pid, "start_ticks",
 			      (json_int_t)c->target->start_ticks);
 	json_t *comm = json_string(c->target->comm);

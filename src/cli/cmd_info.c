@@ -195,6 +195,30 @@ static void print_limits(const json_t *limits)
 	}
 }
 
+/* What it refers to, and what of that is not to be found. */
+static void print_ancestors(struct usnap_image *img)
+{
+	struct usnap_ancestor a;
+	uint64_t pages = 0;
+	char text[64];
+	size_t n;
+
+	if (usnap_image_get_nr_ancestors(img, &n) < 0 || !n)
+		return;
+	for (size_t i = 0; i < n; i++)
+		if (usnap_image_get_ancestor(img, i, &a, sizeof(a)) == 0)
+			pages += a.nr_pages;
+	snprintf(text, sizeof(text), "%zu image%s, for %" PRIu64 " pages", n, n == 1 ? "" : "s",
+		 pages);
+	line("refers to", text);
+	for (size_t i = 0; i < n; i++) {
+		if (usnap_image_get_ancestor(img, i, &a, sizeof(a)) < 0 || a.path)
+			continue;
+		snprintf(text, sizeof(text), "%s, for %" PRIu64 " pages", a.id, a.nr_pages);
+		line("missing", text);
+	}
+}
+
 static int print_summary(struct facts *f)
 {
 	const struct usnap_info *i = &f->info;
@@ -204,6 +228,8 @@ static int print_summary(struct facts *f)
 	line("image", f->file);
 	line("id", i->id);
 	line("parent", i->parent ? i->parent : "");
+	if (i->parent)
+		print_ancestors(f->img);
 	snprintf(text, sizeof(text), "%s, PID %d%s%s", i->comm, i->pid, *i->exe ? ", " : "",
 		 i->exe);
 	line("process", text);

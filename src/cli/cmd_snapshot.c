@@ -12,6 +12,7 @@
 #include "cli/progress.h"
 #include "cli/snapshot_args.h"
 #include "cli/snapshot_dest.h"
+#include "cli/snapshot_parent.h"
 #include "cli/snapshot_run.h"
 #include "cli/unattended.h"
 #include "common/util.h"
@@ -35,6 +36,7 @@ struct snapshot {
 	const struct snapshot_args *args;
 	struct target target;
 	struct snapshot_dest dest;
+	struct snapshot_parent parent;
 	struct image_writer *writer;
 	struct capture *capture;
 	struct progress progress;
@@ -51,19 +53,24 @@ static int capture(struct snapshot *s, struct usnap_err *err)
 		.frame_pages = FRAME_PAGES,
 		.seed = s->dest.store ? &s->dest.seed : NULL,
 	};
+	int r = image_writer_open(&s->writer, &wo, err);
+
+	if (r == 0)
+		r = snapshot_parent_adopt(&s->parent, s->writer, &s->target, err);
 	const struct capture_options co = {
 		.pool_bytes = a->memory,
 		.nr_threads = a->threads,
 		.hold = !a->no_hold,
 		.kill = a->kill,
 		.ghost_limit = a->ghost_limit,
+		.parent_id = s->parent.id,
+		.parent_path = s->parent.path,
+		.full_because = *s->parent.why ? s->parent.why : NULL,
 		.max_torn = MAX_TORN,
 		.cancel = interrupted,
 		.progress = on_progress,
 		.progress_arg = &s->progress,
 	};
-	int r = image_writer_open(&s->writer, &wo, err);
-
 	if (r == 0)
 		r = capture_run(&s->capture, &s->target, s->writer, &co, err);
 	return r;
@@ -79,6 +86,8 @@ static void report(struct snapshot *s, uint64_t start)
 	s->run.path = s->dest.path;
 	s->run.stats = *capture_get_stats(s->capture);
 	image_writer_get_stats(s->writer, &s->run.written);
+	s->run.continues = s->parent.id != NULL;
+	s->run.full_because = s->parent.why;
 	s->run.elapsed_ns = now_ns() - start;
 	snapshot_print(out, s->args, &s->run);
 	fflush(out); /* before what a command of --on-success prints */
@@ -137,6 +146,8 @@ static int take(const struct snapshot_args *a, pid_t pid)
 	if (r == 0)
 		r = snapshot_dest_open(&s.dest, a, s.target.comm, interrupted, &err);
 	if (r == 0)
+		r = snapshot_parent_open(&s.parent, a, &s.dest, &err);
+	if (r == 0)
 		r = capture(&s, &err);
 	if (r == 0)
 		r = snapshot_dest_commit(&s.dest, &err);
@@ -144,6 +155,7 @@ static int take(const struct snapshot_args *a, pid_t pid)
 		report(&s, start);
 	capture_end(s.capture, a->kill && r == 0);
 	image_writer_close(s.writer);
+	snapshot_parent_close(&s.parent);
 	progress_end(&s.progress);
 	s.run.name = s.dest.name;
 	skipped = r == -EBUSY && a->skip_if_busy;

@@ -12,7 +12,7 @@
 
 struct verify_run {
 	const char *file;
-	bool json, quiet;
+	bool json, quiet, no_chain;
 	json_t *findings; /* with json */
 	struct progress progress;
 };
@@ -42,8 +42,11 @@ static void on_progress(void *ctx, uint64_t done, uint64_t total)
 
 static int verify_file(struct verify_run *v, struct usnap_image *img)
 {
-	struct usnap_verify_options o = {
-		.size = sizeof(o), .ctx = v, .finding = on_finding, .progress = on_progress};
+	struct usnap_verify_options o = {.size = sizeof(o),
+					 .ctx = v,
+					 .finding = on_finding,
+					 .progress = on_progress,
+					 .no_chain = v->no_chain};
 	struct usnap_info info;
 	char memory[24], bytes[24];
 	int r = usnap_image_open(img, v->file);
@@ -95,8 +98,10 @@ static json_t *describe(const struct verify_run *v, struct usnap_image *img, int
 
 static int run_verify(int argc, char **argv)
 {
-	static const struct option options[] = {
-		{"json", no_argument, NULL, 'j'}, {"quiet", no_argument, NULL, 'q'}, {0}};
+	static const struct option options[] = {{"json", no_argument, NULL, 'j'},
+						{"quiet", no_argument, NULL, 'q'},
+						{"no-chain", no_argument, NULL, 'c'},
+						{0}};
 	struct verify_run v = {0};
 	json_t *files;
 	int worst = EXIT_DONE;
@@ -107,6 +112,8 @@ static int run_verify(int argc, char **argv)
 			v.json = true;
 		else if (o == 'q')
 			v.quiet = true;
+		else if (o == 'c')
+			v.no_chain = true;
 		else
 			return cli_usage_error(&cmd_verify, "cannot verify: unknown option '%s'",
 					       argv[optind - 1]);
@@ -137,8 +144,9 @@ const struct cli_command cmd_verify = {
 	.name = "verify",
 	.args = "[OPTION]... FILE...",
 	.summary = "check that images are what was written",
-	.help = "  -q, --quiet  say nothing of images that are sound\n"
-		"      --json   print JSON\n"
+	.help = "  -q, --quiet     say nothing of images that are sound\n"
+		"      --no-chain  leave alone what an image refers to in others\n"
+		"      --json      print JSON\n"
 		"\n"
 		"Reads every byte, decodes every page, follows every reference. Damage is printed\n"
 		"as 'FILE: offset N: what'. Exit status 3 when an image is damaged, 1 when one\n"

@@ -22,6 +22,7 @@ enum {
 	OPT_PIDFILE,
 	OPT_MATCH,
 	OPT_ALL,
+	OPT_PARENT,
 	OPT_STORE,
 	OPT_NAME,
 	OPT_FULL_EVERY,
@@ -51,6 +52,7 @@ static const struct option options[] = {
 	{"pidfile", required_argument, NULL, OPT_PIDFILE},
 	{"match", required_argument, NULL, OPT_MATCH},
 	{"all", no_argument, NULL, OPT_ALL},
+	{"parent", required_argument, NULL, OPT_PARENT},
 	{"store", required_argument, NULL, OPT_STORE},
 	{"name", required_argument, NULL, OPT_NAME},
 	{"full-every", required_argument, NULL, OPT_FULL_EVERY},
@@ -77,6 +79,8 @@ static const struct option options[] = {
 const char snapshot_args_help[] =
 	"  -o, --output FILE   write the image to FILE, not into the store; - is standard\n"
 	"                      output\n"
+	"      --parent FILE   with -o: refer to pages that FILE, an earlier image of the\n"
+	"                      process, has already\n"
 	"      --store DIR     the store (default: $UFFD_SNAP_STORE, or /var/lib/uffd-snap\n"
 	"                      for root, $XDG_STATE_HOME/uffd-snap for others)\n"
 	"      --name NAME     name in the store (default: that of the process)\n"
@@ -203,6 +207,9 @@ static void set_text(int c, struct snapshot_args *a)
 	case OPT_MATCH:
 		a->query.match = optarg;
 		break;
+	case OPT_PARENT:
+		a->parent = optarg;
+		break;
 	case OPT_STORE:
 		a->store = optarg;
 		break;
@@ -300,6 +307,9 @@ static int check(const struct snapshot_args *a)
 				       a->store	 ? "--store"
 				       : a->name ? "--name"
 						 : "--full-every");
+	if (a->parent && !a->output)
+		return cli_usage_error(&cmd_snapshot,
+				       "cannot use --parent without -o: the store has its own");
 	if (a->all && (a->output || a->name))
 		return cli_usage_error(&cmd_snapshot,
 				       "cannot use %s with --all: each image has its own",

@@ -15,6 +15,7 @@ struct snapshot_args {
 	bool all; /* every process that fits, not just the only one */
 
 	const char *output; /* -o; NULL: into the store */
+	const char *parent; /* with -o; NULL: none */
 	const char *store; /* NULL: the usual one */
 	const char *name; /* in the store; NULL: made of the target */
 	uint64_t full_every; /* images; 0: no bound to a chain */

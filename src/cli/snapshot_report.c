@@ -1,3 +1,4 @@
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +25,14 @@ static void print_json(FILE *out, const struct snapshot_run *run)
 
 	if (j && *run->name)
 		json_object_set_new(j, "name", json_string(run->name));
+	if (j) {
+		json_object_set_new(j, "pages_new",
+				    json_integer((json_int_t)run->written.nr_pages_stored));
+		json_object_set_new(j, "pages_referred",
+				    json_integer((json_int_t)run->written.nr_pages_referred));
+	}
+	if (j && run->full_because && *run->full_because)
+		json_object_set_new(j, "full_because", json_string(run->full_because));
 	text = j ? json_dumps(j, JSON_COMPACT) : NULL;
 	if (text)
 		fprintf(out, "%s\n", text);
@@ -39,11 +48,16 @@ static void print_summary(FILE *out, const struct snapshot_args *a, const struct
 	fprintf(out, "%s: %s of memory in %s, %.1f s, pause %.2f ms", run->path,
 		show_size(memory, s->bytes_populated), show_size(file, run->written.file_bytes),
 		(double)run->elapsed_ns / 1e9, (double)s->pause_ns / 1e6);
+	if (run->continues)
+		fprintf(out, ", %" PRIu64 " pages new, %" PRIu64 " referred to",
+			run->written.nr_pages_stored, run->written.nr_pages_referred);
 	if (s->held)
 		fprintf(out, " (%s)", a->kill ? "stopped at T0" : "threads held for the copy");
 	if (s->torn)
 		fprintf(out, ", %u torn attempt%s: %s", s->torn, s->torn == 1 ? "" : "s",
 			s->torn_reason);
+	if (run->full_because && *run->full_because)
+		fprintf(out, ", a full image: %s", run->full_because);
 	fputc('\n', out);
 }
 

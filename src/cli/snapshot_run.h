@@ -19,6 +19,8 @@ struct snapshot_run {
 	const char *store;
 	struct capture_stats stats;
 	struct image_writer_stats written;
+	bool continues; /* another image */
+	const char *full_because; /* why it does not though it was to; "" or NULL */
 	uint64_t elapsed_ns;
 	const char *error; /* NULL: it succeeded */
 };

@@ -6,6 +6,7 @@
  *	imgcommit.c   commit.json, snapshot.json
  *	imgindex.c    the page index
  *	imgpages.c    pages, memory at an address
+ *	imgchain.c    the files of ancestors
  *	imgprocess.c  regions and threads
  *	imgverify.c   whether every byte is what it was
  *	imgscan.c     the tar from its beginning, for verify
@@ -17,6 +18,7 @@
 #define USNAP_IMAGE_IMAGE_H
 
 #include <jansson.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <uffd-snap.h>
 #include <xxhash.h>
@@ -57,6 +59,29 @@ struct img_cached {
 	uint64_t frame, used; /* used: 0 when the entry is empty */
 	unsigned char *data;
 	uint32_t len;
+};
+
+/* Ancestors that stay open while nobody reads from them. */
+enum {
+	IMG_OPEN_ANCESTORS = 16
+};
+
+struct img_ancestor {
+	char id[FORMAT_HASH_HEX + 1];
+	char *path; /* where it was found */
+	int fd;
+	uint64_t end; /* once found: its frames lie before this offset */
+	unsigned users; /* threads that read from it */
+	uint64_t used;
+	bool missing; /* looked for everywhere */
+	uint64_t nr_pages; /* that are referred to, once counted */
+	char *why; /* what is wrong with a file that might have been it */
+};
+
+/* Where ancestors are looked for: a directory or a file. */
+struct img_place {
+	char *path;
+	bool scanned; /* every image in the directory was looked at */
 };
 
 /* Bytes of a file without a name, at addresses that are none (format.h). */
@@ -100,6 +125,15 @@ struct usnap_image {
 	const unsigned char *images, *frames, *pages;
 	uint64_t nr_images, seed; /* seed: of page hashes */
 	uint64_t last_page; /* where the last search ended */
+
+	pthread_mutex_t chain_lock; /* over the rest of this part */
+	struct img_ancestor *ancestors; /* of image 1 on; NULL until one is needed */
+	struct img_place *places;
+	size_t nr_places;
+	bool own_places; /* are among them */
+	bool counted;
+	unsigned nr_open;
+	uint64_t chain_clock;
 
 	ZSTD_DCtx *dctx;
 	unsigned char *compressed;
@@ -149,6 +183,24 @@ const unsigned char *img_page_hash(const struct usnap_image *img, uint64_t nr);
 uint64_t img_find_page(struct usnap_image *img, uint64_t addr);
 /* The same for any thread, each with a hint of its own: where its last search ended. */
 uint64_t img_find_page_near(const struct usnap_image *img, uint64_t addr, uint64_t hint);
+
+/* Opens path as far as commit.json; once per handle. */
+int img_open_file(struct usnap_image *img, const char *path);
+
+/* ---- imgchain.c: any thread, the index being loaded ---- */
+
+/* Reads the compressed bytes of a frame, in this file or an ancestor's, which is looked for and
+ * opened as needed. -ESTALE: there is no such ancestor. */
+int img_pread_frame(struct usnap_image *img, const struct img_frame *f, void *buf,
+		    struct usnap_err *err);
+/* What was read of a frame is damaged: says so and names the file. Returns -EBADMSG. */
+int img_frame_damaged(struct usnap_image *img, const struct img_frame *f, struct usnap_err *err,
+		      const char *fmt, ...) __attribute__((format(printf, 4, 5)));
+/* The file of image 1 and above; NULL when it has not been found. Lives as long as the handle. */
+const char *img_ancestor_path(struct usnap_image *img, uint64_t image);
+/* Whether every ancestor is there and long enough. One thread. */
+int img_open_chain(struct usnap_image *img, struct usnap_err *err);
+void img_close_chain(struct usnap_image *img);
 
 /* What "unlinked" of process.json says: where the contents of files are. */
 int img_load_contents(struct usnap_image *img);

@@ -243,6 +243,7 @@ int img_load_snapshot(struct usnap_image *img)
 		.nr_pages = img->nr_pages,
 		.nr_frames = img->nr_frames,
 		.file_bytes = img->size,
+		.run = get_string(j, "run"),
 	};
 	if (img->info.parent && hash_parse(img->info.parent, id) < 0)
 		return img_damaged(img, m->offset, "the parent's id is none");

@@ -163,6 +163,7 @@ struct usnap_image *usnap_image_new(void)
 
 	if (img) {
 		img->fd = -1;
+		pthread_mutex_init(&img->chain_lock, NULL);
 		img_begin(img);
 	}
 	return img;
@@ -176,6 +177,8 @@ void usnap_image_free(struct usnap_image *img)
 		free(img->members[i].data);
 	for (size_t i = 0; i < IMG_CACHE_FRAMES; i++)
 		free(img->cache[i].data);
+	img_close_chain(img);
+	pthread_mutex_destroy(&img->chain_lock);
 	if (img->index)
 		munmap(img->index, img->index_len);
 	if (img->paths)
@@ -195,10 +198,9 @@ void usnap_image_free(struct usnap_image *img)
 }
 
 /* Takes fd over. */
-static int open_common(struct usnap_image *img, int fd, const char *name)
+static int open_commit(struct usnap_image *img, int fd, const char *name)
 {
 	struct stat st;
-	int r;
 
 	img->fd = fd;
 	img->name = strdup(name);
@@ -215,12 +217,17 @@ static int open_common(struct usnap_image *img, int fd, const char *name)
 			"images are read here and there: save the stream to a file first");
 	}
 	img->size = (uint64_t)st.st_size;
-	if ((r = img_load_commit(img)) < 0)
-		return r;
-	return img_load_snapshot(img);
+	return img_load_commit(img);
 }
 
-int usnap_image_open(struct usnap_image *img, const char *path)
+static int open_common(struct usnap_image *img, int fd, const char *name)
+{
+	int r = open_commit(img, fd, name);
+
+	return r < 0 ? r : img_load_snapshot(img);
+}
+
+int img_open_file(struct usnap_image *img, const char *path)
 {
 	int fd;
 
@@ -232,7 +239,14 @@ int usnap_image_open(struct usnap_image *img, const char *path)
 	fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 	if (fd < 0)
 		return usnap_fail_errno(&img->err, -errno, "cannot open '%s'", path);
-	return open_common(img, fd, path);
+	return open_commit(img, fd, path);
+}
+
+int usnap_image_open(struct usnap_image *img, const char *path)
+{
+	int r = img_open_file(img, path);
+
+	return r < 0 ? r : img_load_snapshot(img);
 }
 
 int usnap_image_open_fd(struct usnap_image *img, int fd, const char *name)

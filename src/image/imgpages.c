@@ -50,6 +50,14 @@ static struct img_cached *make_room(struct usnap_image *img, uint32_t len)
 	return free_entry;
 }
 
+/* Damage of this file is at the frame, that of another at what refers to it. */
+static int note_offset(struct usnap_image *img, const struct img_frame *f, int r)
+{
+	if (r == -EBADMSG)
+		img->err_offset = f->image ? img_find_member(img, FORMAT_INDEX)->offset : f->offset;
+	return r;
+}
+
 static int fetch(struct usnap_image *img, uint64_t nr, const struct img_frame *f,
 		 unsigned char *raw)
 {
@@ -63,12 +71,14 @@ static int fetch(struct usnap_image *img, uint64_t nr, const struct img_frame *f
 		if (!img->compressed)
 			return img_failed(img, -ENOMEM, "a frame");
 	}
-	r = img_pread(img, img->compressed, f->compressed_bytes, f->offset);
+	r = img_pread_frame(img, f, img->compressed, &img->err);
 	if (r < 0)
-		return r;
+		return note_offset(img, f, r);
 	what = img_decode(img->dctx, f, img->compressed, raw);
 	if (what)
-		return img_damaged(img, f->offset, "frame %" PRIu64 ": %s", nr, what);
+		return note_offset(
+			img, f,
+			img_frame_damaged(img, f, &img->err, "frame %" PRIu64 ": %s", nr, what));
 	return 0;
 }
 
@@ -87,15 +97,6 @@ static int get_frame(struct usnap_image *img, uint64_t nr, struct img_frame *f,
 			*ret = c->data;
 			return 0;
 		}
-	}
-	if (f->image) {
-		char hex[FORMAT_HASH_HEX + 1];
-
-		hash_hex(hex, img->images + (uint64_t)f->image * FORMAT_INDEX_RECORD);
-		return usnap_fail(&img->err, -EOPNOTSUPP,
-				  "cannot read '%s': it needs pages of image %s, and images that "
-				  "continue others are not known",
-				  img->name, hex);
 	}
 	c = make_room(img, f->raw_bytes);
 	data = malloc(f->raw_bytes);
@@ -126,8 +127,10 @@ static int get_page(struct usnap_image *img, uint64_t nr, const unsigned char **
 	raw += (size_t)img_page_slot(img, nr) * ps;
 	hash_page(hash, img->seed, raw, ps);
 	if (memcmp(hash, img_page_hash(img, nr), sizeof(hash)) != 0)
-		return img_damaged(img, f.offset, "page 0x%" PRIx64 " differs from its hash",
-				   img_page_addr(img, nr));
+		return note_offset(img, &f,
+				   img_frame_damaged(img, &f, &img->err,
+						     "page 0x%" PRIx64 " differs from its hash",
+						     img_page_addr(img, nr)));
 	*ret = raw;
 	return 0;
 }

@@ -7,6 +7,10 @@
  * headers, padding, pages of abandoned attempts). Both read the same bytes
  * at about the same time, so the page cache serves one of them.
  *
+ * Frames of ancestors that pages refer to are among those of the index and
+ * are checked as the image's own are. The rest of an ancestor is its own
+ * verification's to check.
+ *
  * Findings are collected under a lock and handed to the caller at the end,
  * sorted by offset, by the calling thread.
  */
@@ -31,7 +35,7 @@ enum {
 
 struct finding {
 	uint64_t offset;
-	char what[192];
+	char what[500];
 };
 
 struct verify {
@@ -42,6 +46,9 @@ struct verify {
 	 * by_frame[first[f]] ... by_frame[first[f + 1] - 1]. */
 	uint64_t *first, *by_frame;
 	atomic_uint_fast64_t next_frame;
+	bool no_chain;
+	/* By image: its first failure was told. What is missing is missing for every frame. */
+	atomic_bool *told;
 	atomic_int failed; /* out of memory, I/O error: not the image's fault */
 
 	bool archive_differs;
@@ -124,35 +131,67 @@ static bool in_segment(const struct verify *v, const struct img_frame *f)
 	return false;
 }
 
+/* Damage of a frame; in an ancestor it is found where this image refers to it. */
+static void add_frame_finding(struct verify *v, const struct img_frame *f, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+
+static void add_frame_finding(struct verify *v, const struct img_frame *f, const char *fmt, ...)
+{
+	char what[200];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(what, sizeof(what), fmt, ap);
+	va_end(ap);
+	if (!f->image)
+		add_finding(v, f->offset, "%s", what);
+	else
+		add_finding(v, img_find_member(v->img, FORMAT_INDEX)->offset,
+			    "in '%.200s', offset %" PRIu64 ": %s",
+			    img_ancestor_path(v->img, f->image), f->offset, what);
+}
+
+static void add_frame_failure(struct verify *v, const struct img_frame *f, uint64_t nr, int r,
+			      const struct usnap_err *err)
+{
+	uint64_t at = img_find_member(v->img, FORMAT_INDEX)->offset;
+
+	if (r == -ESTALE) {
+		if (!atomic_exchange(&v->told[f->image], true))
+			add_finding(v, at, "%s", err->text);
+	} else if (r == -EBADMSG) {
+		add_frame_finding(v, f, "the file ends before frame %" PRIu64 " does", nr);
+	} else {
+		atomic_store(&v->failed, r);
+	}
+}
+
 static void check_frame(struct verify *v, uint64_t nr, ZSTD_DCtx *dctx, unsigned char *compressed,
 			unsigned char *raw, bool scanned)
 {
-	const struct usnap_image *img = v->img;
+	struct usnap_image *img = v->img;
 	uint32_t ps = img->info.page_size;
 	unsigned char hash[FORMAT_HASH_BYTES];
+	struct usnap_err err = {0};
 	struct img_frame f;
 	const char *what;
 	int r;
 
 	img_get_frame(img, nr, &f);
-	if (f.image)
-		return; /* an ancestor's: its own verify looks at it */
-	if (scanned && !in_segment(v, &f)) {
+	if (f.image && (v->no_chain || v->first[nr] == v->first[nr + 1]))
+		return;
+	if (!f.image && scanned && !in_segment(v, &f)) {
 		add_finding(v, f.offset, "frame %" PRIu64 " lies in no page segment", nr);
 		return;
 	}
-	r = io_pread_full(img->fd, compressed, f.compressed_bytes, f.offset);
-	if (r == -ENODATA) {
-		add_finding(v, f.offset, "the file ends within frame %" PRIu64, nr);
-		return;
-	}
+	r = img_pread_frame(img, &f, compressed, &err);
 	if (r < 0) {
-		atomic_store(&v->failed, r);
+		add_frame_failure(v, &f, nr, r, &err);
 		return;
 	}
 	what = img_decode(dctx, &f, compressed, raw);
 	if (what) {
-		add_finding(v, f.offset, "frame %" PRIu64 ": %s", nr, what);
+		add_frame_finding(v, &f, "frame %" PRIu64 ": %s", nr, what);
 		return;
 	}
 	for (uint64_t i = v->first[nr]; i < v->first[nr + 1]; i++) {
@@ -160,8 +199,8 @@ static void check_frame(struct verify *v, uint64_t nr, ZSTD_DCtx *dctx, unsigned
 
 		hash_page(hash, img->seed, raw + (size_t)img_page_slot(img, page) * ps, ps);
 		if (memcmp(hash, img_page_hash(img, page), sizeof(hash)) != 0)
-			add_finding(v, f.offset, "page 0x%" PRIx64 " differs from its hash",
-				    img_page_addr(img, page));
+			add_frame_finding(v, &f, "page 0x%" PRIx64 " differs from its hash",
+					  img_page_addr(img, page));
 	}
 }
 
@@ -329,6 +368,9 @@ static int run(struct verify *v, const struct usnap_verify_options *o)
 	if (index) {
 		sigset_t all, before;
 
+		v->told = calloc(v->img->nr_images, sizeof(*v->told));
+		if (!v->told)
+			return -ENOMEM;
 		if ((r = check_references(v)) < 0 || (r = sort_by_frame(v)) < 0)
 			return r;
 		n = (unsigned)MIN(MIN((uint64_t)n, v->img->nr_frames), (uint64_t)MAX_WORKERS);
@@ -372,6 +414,7 @@ int usnap_image_verify(struct usnap_image *img, const struct usnap_verify_option
 	}
 	if ((r = img_require_open(img)) < 0)
 		return r;
+	v.no_chain = o.no_chain;
 	v.findings = calloc(MAX_FINDINGS, sizeof(*v.findings));
 	r = v.findings ? run(&v, &o) : -ENOMEM;
 	if (r < 0) {
@@ -394,6 +437,7 @@ int usnap_image_verify(struct usnap_image *img, const struct usnap_verify_option
 	free(v.findings);
 	free(v.first);
 	free(v.by_frame);
+	free(v.told);
 	img_scan_free(&v.scan);
 	return r;
 }

@@ -21,7 +21,6 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "common/io.h"
 #include "common/util.h"
 #include "image/hash.h"
 #include "image/image.h"
@@ -35,7 +34,7 @@ enum {
 struct fill {
 	struct restore *r;
 	struct rmem *m;
-	const struct usnap_image *img;
+	struct usnap_image *img;
 	uint64_t *pages; /* numbers, sorted by frame */
 	uint64_t *first; /* of each frame, into pages; one more at the end */
 	struct rmem_object **contents; /* to be filled, ascending by address */
@@ -59,7 +58,7 @@ struct worker {
 __attribute__((format(printf, 3, 4))) static int fail(struct fill *f, int code, const char *fmt,
 						      ...)
 {
-	char text[400];
+	char text[512];
 	va_list ap;
 
 	va_start(ap, fmt);
@@ -216,22 +215,15 @@ static int read_frame(struct worker *w, uint64_t nr, struct img_frame *fr)
 	struct fill *f = w->f;
 
 	img_get_frame(f->img, nr, fr);
-	if (fr->image)
-		return fail(f, -EOPNOTSUPP,
-			    "cannot restore '%s': it needs pages of another image, and images that "
-			    "continue others are not known",
-			    f->r->o->image);
-	int r = io_pread_full(f->img->fd, w->compressed, fr->compressed_bytes, fr->offset);
+	struct usnap_err err = {0};
+	int r = img_pread_frame(f->img, fr, w->compressed, &err);
 	if (r < 0)
-		return fail(f, r == -ENODATA ? -EBADMSG : r,
-			    "cannot read '%s': frame %" PRIu64 " at offset %" PRIu64 ": %s",
-			    f->r->o->image, nr, fr->offset,
-			    r == -ENODATA ? "the file ends before it" : strerror(-r));
+		return fail(f, r, "%s", err.text);
 	const char *what = img_decode(w->dctx, fr, w->compressed, w->raw);
-	if (what)
-		return fail(f, -EBADMSG,
-			    "cannot read '%s': frame %" PRIu64 ": %s at offset %" PRIu64,
-			    f->r->o->image, nr, what, fr->offset);
+	if (what) {
+		img_frame_damaged(f->img, fr, &err, "frame %" PRIu64 ": %s", nr, what);
+		return fail(f, -EBADMSG, "%s", err.text);
+	}
 	return 0;
 }
 
@@ -253,11 +245,13 @@ static int fill_frame(struct worker *w, uint64_t nr)
 		unsigned char hash[FORMAT_HASH_BYTES];
 
 		hash_page(hash, f->img->seed, data, ps);
-		if (memcmp(hash, img_page_hash(f->img, page), sizeof(hash)) != 0)
-			return fail(f, -EBADMSG,
-				    "cannot read '%s': page 0x%" PRIx64
-				    " differs from its hash at offset %" PRIu64,
-				    f->r->o->image, addr, fr.offset);
+		if (memcmp(hash, img_page_hash(f->img, page), sizeof(hash)) != 0) {
+			struct usnap_err err = {0};
+
+			img_frame_damaged(f->img, &fr, &err,
+					  "page 0x%" PRIx64 " differs from its hash", addr);
+			return fail(f, -EBADMSG, "%s", err.text);
+		}
 		if ((r = put_page(w, &place, addr, data, ps)) < 0)
 			return r;
 	}

@@ -102,7 +102,7 @@ static void mirror_pages(struct mirror *m)
 		struct img_frame frame;
 
 		img_get_frame(img, f, &frame);
-		if (img_pread(img, compressed, frame.compressed_bytes, frame.offset) < 0 ||
+		if (img_pread_frame(img, &frame, compressed, NULL) < 0 ||
 		    img_decode(dctx, &frame, compressed, raw))
 			errx(2, "frame %" PRIu64 " is damaged", f);
 		for (uint32_t i = first[f]; i != UINT32_MAX; i = next[i])
