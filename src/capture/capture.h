@@ -26,6 +26,7 @@ struct capture_options {
 	uint64_t ghost_limit; /* bytes of an unlinked file that the image is to hold */
 	/* What the writer's parent is, for snapshot.json; NULL: it has none. */
 	const char *parent_id, *parent_path;
+	uint64_t depth; /* images that it continues, one after the other */
 	const char *full_because; /* why there is none although one was wanted; or NULL */
 	unsigned max_torn; /* torn attempts before holding or failing */
 	const volatile sig_atomic_t *cancel; /* set by a signal handler */

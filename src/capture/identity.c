@@ -45,6 +45,7 @@ static void set_lineage(json_t *j, const struct capture *c)
 	char run[33];
 
 	json_object_set_new(j, "parent", o->parent_id ? json_string(o->parent_id) : json_null());
+	json_object_set_new(j, "depth", json_integer(o->parent_id ? (json_int_t)o->depth : 0));
 	/* A path that is not UTF-8 is left out. */
 	if (o->parent_id && o->parent_path)
 		json_object_set_new(j, "parent_path", json_string(o->parent_path));

@@ -27,6 +27,12 @@ extern const struct cli_command *const cli_commands[]; /* ends with NULL */
 extern const struct cli_command cmd_snapshot, cmd_info, cmd_verify, cmd_read, cmd_core, cmd_restore,
 	cmd_check, cmd_list, cmd_prune, cmd_rm;
 
+/* The graver of two exit statuses. A function: its arguments are calls. */
+static inline int cli_worse(int a, int b)
+{
+	return a > b ? a : b;
+}
+
 /* Prints usage and options of one command to stdout; returns EXIT_DONE. */
 int cli_help(const struct cli_command *cmd);
 

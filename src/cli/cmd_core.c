@@ -8,6 +8,7 @@
 #include "cli/cli.h"
 #include "cli/msg.h"
 #include "cli/progress.h"
+#include "cli/refs.h"
 #include "common/util.h"
 #include "export/coreimage.h"
 #include "image/output.h"
@@ -115,10 +116,14 @@ static int run_core(int argc, char **argv)
 		{"output", required_argument, NULL, 'o'},
 		{"all", no_argument, NULL, 'a'},
 		{"quiet", no_argument, NULL, 'q'},
+		{"store", required_argument, NULL, 's'},
 		{0},
 	};
 	struct core_args a = {0};
 	struct usnap_err err = {0};
+	struct refs refs = {0};
+	const char *store = NULL;
+	int r;
 
 	opterr = 0;
 	for (int o; (o = getopt_long(argc, argv, ":o:aq", options, NULL)) != -1;) {
@@ -131,6 +136,9 @@ static int run_core(int argc, char **argv)
 			break;
 		case 'q':
 			a.quiet = true;
+			break;
+		case 's':
+			store = optarg;
 			break;
 		case ':':
 			return cli_usage_error(&cmd_core,
@@ -145,18 +153,24 @@ static int run_core(int argc, char **argv)
 		return cli_usage_error(&cmd_core,
 				       argc == optind ? "cannot export: no image given"
 						      : "cannot export: more than one image given");
-	a.image = argv[optind];
-	return export_core(&a, &err) ? msg_failure(&err) : EXIT_DONE;
+	r = refs_add(&refs, argv[optind], store, REFS_ONE, &err);
+	if (r == 0) {
+		a.image = refs.path[0];
+		r = export_core(&a, &err);
+	}
+	refs_close(&refs);
+	return r ? msg_failure(&err) : EXIT_DONE;
 }
 
 const struct cli_command cmd_core = {
 	.name = "core",
-	.args = "[-a] [-q] [-o CORE] FILE",
+	.args = "[-a] [-q] [-o CORE] FILE|NAME[@TIME]",
 	.summary = "write an ELF core file of an image, for gdb",
 	.help = "  -o, --output CORE  write to CORE; '-' is standard output; without it,\n"
 		"                     core.PID in the current directory, as gcore does\n"
 		"  -a, --all          also what the program keeps out of core files\n"
 		"                     (MADV_DONTDUMP)\n"
+		"      --store DIR    the store, if not the usual one\n"
 		"  -q, --quiet        no progress, no summary\n"
 		"\n"
 		"Open it with 'gdb PROGRAM CORE'. Zero pages are holes in the file. Pages of\n"

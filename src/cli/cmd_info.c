@@ -8,6 +8,7 @@
 
 #include "cli/cli.h"
 #include "cli/msg.h"
+#include "cli/refs.h"
 #include "cli/show.h"
 #include "common/util.h"
 
@@ -331,17 +332,21 @@ static int show(struct facts *f, const struct info_options *o)
 static int run_info(int argc, char **argv)
 {
 	struct info_options o = {0};
-	const struct option options[] = {{"json", no_argument, &o.json, true},
-					 {"maps", no_argument, &o.maps, true},
-					 {"threads", no_argument, &o.threads, true},
-					 {"files", no_argument, &o.files, true},
-					 {0}};
+	const struct option options[] = {
+		{"store", required_argument, NULL, 's'}, {"json", no_argument, &o.json, true},
+		{"maps", no_argument, &o.maps, true},	 {"threads", no_argument, &o.threads, true},
+		{"files", no_argument, &o.files, true},	 {0}};
 	struct facts f = {0};
+	struct refs refs = {0};
+	struct usnap_err err = {0};
+	const char *store = NULL;
 	int r;
 
 	opterr = 0;
 	while ((r = getopt_long(argc, argv, "", options, NULL)) != -1)
-		if (r)
+		if (r == 's')
+			store = optarg;
+		else if (r)
 			return cli_usage_error(&cmd_info,
 					       "cannot show an image: unknown option '%s'",
 					       argv[optind - 1]);
@@ -349,23 +354,29 @@ static int run_info(int argc, char **argv)
 		return cli_usage_error(&cmd_info, "cannot show an image: %s",
 				       argc == optind ? "no file given"
 						      : "more than one file given");
-	f.file = argv[optind];
+	if (refs_add(&refs, argv[optind], store, REFS_ONE, &err) < 0) {
+		refs_close(&refs);
+		return msg_failure(&err);
+	}
+	f.file = refs.path[0];
 	f.img = usnap_image_new();
 	r = f.img ? show(&f, &o) : show_image_failure(NULL, -ENOMEM);
 	json_decref(f.snapshot);
 	json_decref(f.process);
 	json_decref(f.stats);
 	usnap_image_free(f.img);
+	refs_close(&refs);
 	return r;
 }
 
 const struct cli_command cmd_info = {
 	.name = "info",
-	.args = "[OPTION]... FILE",
+	.args = "[OPTION]... FILE|NAME[@TIME]",
 	.summary = "show what an image holds",
-	.help = "      --maps     list the mapped regions\n"
-		"      --threads  list the threads\n"
-		"      --files    list the open files\n"
-		"      --json     print everything that is known as one JSON object\n",
+	.help = "      --maps       list the mapped regions\n"
+		"      --threads    list the threads\n"
+		"      --files      list the open files\n"
+		"      --store DIR  the store, if not the usual one\n"
+		"      --json       print everything that is known as one JSON object\n",
 	.run = run_info,
 };

@@ -228,10 +228,10 @@ static int finish(struct list *list)
 	char size[24];
 
 	if (list->json)
-		return MAX(list->worst,
-			   show_json(json_pack("{s:s, s:O, s:I}", "store", store_path(list->store),
-					       "images", list->rows, "file_bytes",
-					       (json_int_t)list->bytes)));
+		return cli_worse(list->worst,
+				 show_json(json_pack("{s:s, s:O, s:I}", "store",
+						     store_path(list->store), "images", list->rows,
+						     "file_bytes", (json_int_t)list->bytes)));
 	if (!list->brief)
 		printf("%zu image%s, %s\n", list->nr, list->nr == 1 ? "" : "s",
 		       show_size(size, list->bytes));

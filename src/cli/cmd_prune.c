@@ -118,7 +118,7 @@ static void warn(struct prune *p, const struct verdict *v)
 	for (size_t i = 0; i < v->images.nr; i++)
 		if (!v->links[i].readable) {
 			msg_error("%s; it is kept, and what is older", v->links[i].why);
-			p->worst = MAX(p->worst, EXIT_DAMAGED);
+			p->worst = cli_worse(p->worst, EXIT_DAMAGED);
 		}
 }
 
@@ -176,7 +176,7 @@ static void prune_names(struct prune *p, char **names, size_t nr, bool given)
 		}
 		/* One name that fails does not fill the disk with the others. */
 		if (r < 0)
-			p->worst = MAX(p->worst, msg_failure(&err));
+			p->worst = cli_worse(p->worst, msg_failure(&err));
 	}
 }
 

@@ -6,6 +6,7 @@
 
 #include "cli/cli.h"
 #include "cli/msg.h"
+#include "cli/refs.h"
 #include "cli/show.h"
 #include "common/io.h"
 #include "common/util.h"
@@ -96,18 +97,25 @@ static int copy_out(struct usnap_image *img, uint64_t addr, uint64_t len, bool h
 
 static int run_read(int argc, char **argv)
 {
-	static const struct option options[] = {{"hex", no_argument, NULL, 'x'}, {0}};
+	static const struct option options[] = {
+		{"hex", no_argument, NULL, 'x'}, {"store", required_argument, NULL, 's'}, {0}};
 	struct usnap_image *img;
+	struct refs refs = {0};
+	struct usnap_err err = {0};
+	const char *store = NULL;
 	uint64_t addr, len;
 	bool hex = false;
 	int r;
 
 	opterr = 0;
 	for (int o; (o = getopt_long(argc, argv, "x", options, NULL)) != -1;) {
-		if (o != 'x')
+		if (o == 's')
+			store = optarg;
+		else if (o != 'x')
 			return cli_usage_error(&cmd_read, "cannot read: unknown option '%s'",
 					       argv[optind - 1]);
-		hex = true;
+		else
+			hex = true;
 	}
 	if (argc - optind != 3)
 		return cli_usage_error(&cmd_read, "cannot read: %s",
@@ -122,20 +130,26 @@ static int run_read(int argc, char **argv)
 	if (len > UINT64_MAX - addr)
 		return cli_usage_error(&cmd_read, "cannot read '%s' bytes: beyond all addresses",
 				       argv[optind + 2]);
+	if (refs_add(&refs, argv[optind], store, REFS_ONE, &err) < 0) {
+		refs_close(&refs);
+		return msg_failure(&err);
+	}
 	img = usnap_image_new();
-	if (!img || (r = usnap_image_open(img, argv[optind])) < 0)
+	if (!img || (r = usnap_image_open(img, refs.path[0])) < 0)
 		r = show_image_failure(img, img ? r : -ENOMEM);
 	else if ((r = check_mapped(img, addr, len)) == EXIT_DONE)
 		r = copy_out(img, addr, len, hex);
 	usnap_image_free(img);
+	refs_close(&refs);
 	return r;
 }
 
 const struct cli_command cmd_read = {
 	.name = "read",
-	.args = "[-x] FILE ADDRESS LENGTH",
+	.args = "[-x] FILE|NAME[@TIME] ADDRESS LENGTH",
 	.summary = "write memory of an image to standard output",
-	.help = "  -x, --hex  print a hex dump, not the bytes themselves\n"
+	.help = "  -x, --hex        print a hex dump, not the bytes themselves\n"
+		"      --store DIR  the store, if not the usual one\n"
 		"\n"
 		"ADDRESS and LENGTH are decimal, or hexadecimal with 0x; LENGTH is in bytes.\n"
 		"Memory that was as in a mapped file is not in an image.\n",

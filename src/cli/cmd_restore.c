@@ -11,6 +11,7 @@
 #include "cli/cli.h"
 #include "cli/cmd_restore.h"
 #include "cli/msg.h"
+#include "cli/refs.h"
 #include "cli/show.h"
 #include "common/util.h"
 #include "restore/kinds.h"
@@ -197,7 +198,8 @@ static int fail(struct restore_front *f, struct usnap_err *err)
 	return msg_failure(err);
 }
 
-static int restore(const struct restore_args *a, struct restore_front *f)
+/* refs: the image, and the lock that keeps it in the store until it is not needed any more. */
+static int restore(const struct restore_args *a, struct refs *refs, struct restore_front *f)
 {
 	struct usnap_err err = {0};
 	struct restore *r = NULL;
@@ -216,6 +218,7 @@ static int restore(const struct restore_args *a, struct restore_front *f)
 	if (!a->quiet)
 		warn(r);
 	code = restore_build(r, &pid, &err);
+	refs_unlock(refs);
 	if (code < 0) {
 		restore_free(r);
 		return fail(f, &err);
@@ -293,16 +296,25 @@ static int parse_ignore(struct restore_args *a, const char *kind)
 	return EXIT_USAGE;
 }
 
-static int run_parsed(struct restore_args *a)
+static int run_parsed(struct restore_args *a, const char *image, const char *store)
 {
+	struct refs refs = {0};
+	struct usnap_err err = {0};
+	int code;
+
 	/* Shared with the process that builds within a namespace. */
 	struct restore_front *f =
 		mmap(NULL, sizeof(*f), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
 	if (f == MAP_FAILED) {
-		msg_error("cannot restore '%s': out of memory", a->o.image);
+		msg_error("cannot restore '%s': out of memory", image);
 		return EXIT_FAILED;
 	}
+	if (refs_add(&refs, image, store, REFS_ONE, &err) < 0) {
+		refs_close(&refs);
+		return msg_failure(&err);
+	}
+	a->o.image = refs.path[0];
 	if (a->quiet)
 		msg_set_level(MSG_QUIET);
 	a->o.fds = a->fds;
@@ -316,7 +328,9 @@ static int run_parsed(struct restore_args *a)
 	f->detach = a->o.detach;
 	f->stopped = a->o.stopped;
 	catch_signals();
-	return restore(a, f);
+	code = restore(a, &refs, f);
+	refs_close(&refs);
+	return code;
 }
 
 static int run(int argc, char **argv)
@@ -331,6 +345,7 @@ static int run(int argc, char **argv)
 		OPT_IGNORE,
 		OPT_ALLOW_CHANGED,
 		OPT_THREADS,
+		OPT_STORE,
 		OPT_JSON
 	};
 	static const struct option options[] = {
@@ -343,11 +358,13 @@ static int run(int argc, char **argv)
 		{"ignore", required_argument, NULL, OPT_IGNORE},
 		{"allow-changed-files", no_argument, NULL, OPT_ALLOW_CHANGED},
 		{"threads", required_argument, NULL, OPT_THREADS},
+		{"store", required_argument, NULL, OPT_STORE},
 		{"json", no_argument, NULL, OPT_JSON},
 		{"quiet", no_argument, NULL, 'q'},
 		{0},
 	};
 	static struct restore_args a;
+	const char *store = NULL;
 	bool space = false, same = false;
 	uint64_t n;
 	int c, code;
@@ -389,6 +406,9 @@ static int run(int argc, char **argv)
 						       optarg, MAX_THREADS);
 			a.o.nr_threads = (unsigned)n;
 			break;
+		case OPT_STORE:
+			store = optarg;
+			break;
 		case OPT_JSON:
 			a.json = true;
 			break;
@@ -411,14 +431,13 @@ static int run(int argc, char **argv)
 				       argv[optind + 1]);
 	if (space && same)
 		return cli_usage_error(&cmd_restore, "cannot use --same-pid with --pid-namespace");
-	a.o.image = argv[optind];
 	a.o.pids = space ? RESTORE_PIDS_NAMESPACE : same ? RESTORE_PIDS_SAME : RESTORE_PIDS_AUTO;
-	return run_parsed(&a);
+	return run_parsed(&a, argv[optind], store);
 }
 
 const struct cli_command cmd_restore = {
 	.name = "restore",
-	.args = "FILE [OPTION]...",
+	.args = "FILE|NAME[@TIME] [OPTION]...",
 	.summary = "bring the process of an image back to life",
 	.help = "      --pid-namespace  give it its PIDs in a PID namespace of its own\n"
 		"      --same-pid       give it its PIDs here, or fail\n"
@@ -429,6 +448,7 @@ const struct cli_command cmd_restore = {
 		"      --ignore KIND    go on although this cannot come back\n"
 		"      --allow-changed-files  accept mapped files that have changed\n"
 		"      --threads N      threads that decompress (default: one per CPU)\n"
+		"      --store DIR      the store, if not the usual one\n"
 		"      --json           print what was done as JSON\n"
 		"  -q, --quiet          print nothing but errors\n"
 		"      --help           show this help\n"

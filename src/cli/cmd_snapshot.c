@@ -65,6 +65,7 @@ static int capture(struct snapshot *s, struct usnap_err *err)
 		.ghost_limit = a->ghost_limit,
 		.parent_id = s->parent.id,
 		.parent_path = s->parent.path,
+		.depth = s->parent.depth + 1,
 		.full_because = *s->parent.why ? s->parent.why : NULL,
 		.max_torn = MAX_TORN,
 		.cancel = interrupted,
@@ -124,10 +125,10 @@ static int tell(const struct snapshot_args *a, const struct snapshot_run *run, i
 	struct usnap_err err = {0};
 
 	if (snapshot_metrics(a, run, &err) < 0)
-		code = MAX(code, msg_failure(&err));
+		code = cli_worse(code, msg_failure(&err));
 	err = (struct usnap_err){0};
 	if (snapshot_hook(a, run, &err) < 0)
-		code = MAX(code, msg_failure(&err));
+		code = cli_worse(code, msg_failure(&err));
 	return code;
 }
 
@@ -205,7 +206,7 @@ static int run(int argc, char **argv)
 		return fail_unfound(&a, &err);
 	code = EXIT_DONE;
 	for (size_t i = 0; i < nr; i++)
-		code = MAX(code, take(&a, pids[i]));
+		code = cli_worse(code, take(&a, pids[i]));
 	return code;
 }
 

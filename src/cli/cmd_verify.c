@@ -7,6 +7,7 @@
 #include "cli/cli.h"
 #include "cli/msg.h"
 #include "cli/progress.h"
+#include "cli/refs.h"
 #include "cli/show.h"
 #include "common/util.h"
 
@@ -96,58 +97,96 @@ static json_t *describe(const struct verify_run *v, struct usnap_image *img, int
 	return j;
 }
 
+/* What is meant: files, and images in the store. One that cannot be found does not keep the others
+ * from being looked at. Returns an exit status. */
+static int find_images(char **args, int nr, const char *store, bool all, struct refs *refs)
+{
+	int worst = EXIT_DONE;
+
+	if (all) {
+		struct usnap_err err = {0};
+
+		return refs_add_store(refs, store, &err) < 0 ? msg_failure(&err) : EXIT_DONE;
+	}
+	for (int i = 0; i < nr; i++) {
+		struct usnap_err err = {0};
+
+		if (refs_add(refs, args[i], store, REFS_EVERY, &err) < 0)
+			worst = cli_worse(worst, msg_failure(&err));
+	}
+	return worst;
+}
+
 static int run_verify(int argc, char **argv)
 {
-	static const struct option options[] = {{"json", no_argument, NULL, 'j'},
-						{"quiet", no_argument, NULL, 'q'},
-						{"no-chain", no_argument, NULL, 'c'},
-						{0}};
+	static const struct option options[] = {
+		{"json", no_argument, NULL, 'j'},	 {"quiet", no_argument, NULL, 'q'},
+		{"no-chain", no_argument, NULL, 'c'},	 {"all", no_argument, NULL, 'a'},
+		{"store", required_argument, NULL, 's'}, {0}};
 	struct verify_run v = {0};
+	struct refs refs = {0};
+	const char *store = NULL;
+	bool all = false;
 	json_t *files;
 	int worst = EXIT_DONE;
 
 	opterr = 0;
-	for (int o; (o = getopt_long(argc, argv, "q", options, NULL)) != -1;) {
+	for (int o; (o = getopt_long(argc, argv, ":q", options, NULL)) != -1;) {
 		if (o == 'j')
 			v.json = true;
 		else if (o == 'q')
 			v.quiet = true;
 		else if (o == 'c')
 			v.no_chain = true;
+		else if (o == 'a')
+			all = true;
+		else if (o == 's')
+			store = optarg;
+		else if (o == ':')
+			return cli_usage_error(&cmd_verify, "cannot verify: '%s' takes a value",
+					       argv[optind - 1]);
 		else
 			return cli_usage_error(&cmd_verify, "cannot verify: unknown option '%s'",
 					       argv[optind - 1]);
 	}
-	if (optind == argc)
+	if (optind == argc && !all)
 		return cli_usage_error(&cmd_verify, "cannot verify: no file given");
+	if (optind < argc && all)
+		return cli_usage_error(&cmd_verify, "cannot verify '%s': --all is the whole store",
+				       argv[optind]);
+	worst = find_images(argv + optind, argc - optind, store, all, &refs);
 	files = json_array();
-	for (int i = optind; i < argc; i++) {
+	for (size_t i = 0; i < refs.nr; i++) {
 		struct usnap_image *img = usnap_image_new();
 		int r;
 
-		v.file = argv[i];
+		v.file = refs.path[i];
 		v.findings = json_array();
 		r = img ? verify_file(&v, img) : show_image_failure(NULL, -ENOMEM);
 		if (v.json)
 			json_array_append_new(files, describe(&v, img, r));
 		json_decref(v.findings);
 		usnap_image_free(img);
-		worst = MAX(worst, r);
+		worst = cli_worse(worst, r);
 	}
 	if (v.json)
-		worst = MAX(worst, show_json(json_pack("{s:O}", "files", files)));
+		worst = cli_worse(worst, show_json(json_pack("{s:O}", "files", files)));
 	json_decref(files);
+	refs_close(&refs);
 	return worst;
 }
 
 const struct cli_command cmd_verify = {
 	.name = "verify",
-	.args = "[OPTION]... FILE...",
+	.args = "[OPTION]... FILE|NAME[@TIME]...",
 	.summary = "check that images are what was written",
-	.help = "  -q, --quiet     say nothing of images that are sound\n"
-		"      --no-chain  leave alone what an image refers to in others\n"
-		"      --json      print JSON\n"
+	.help = "      --all        every image in the store\n"
+		"      --store DIR  the store, if not the usual one\n"
+		"      --no-chain   leave alone what an image refers to in others\n"
+		"  -q, --quiet      say nothing of images that are sound\n"
+		"      --json       print JSON\n"
 		"\n"
+		"A NAME without a time is all of its images.\n"
 		"Reads every byte, decodes every page, follows every reference. Damage is printed\n"
 		"as 'FILE: offset N: what'. Exit status 3 when an image is damaged, 1 when one\n"
 		"could not be read.\n",

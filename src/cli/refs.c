@@ -154,10 +154,16 @@ int refs_add_store(struct refs *refs, const char *store, struct usnap_err *err)
 	return r;
 }
 
-void refs_close(struct refs *refs)
+void refs_unlock(struct refs *refs)
 {
 	for (size_t i = 0; i < refs->nr_locks; i++)
 		store_unlock(refs->lock[i]);
+	refs->nr_locks = 0;
+}
+
+void refs_close(struct refs *refs)
+{
+	refs_unlock(refs);
 	for (size_t i = 0; i < refs->nr_stores; i++)
 		store_close(refs->store[i]);
 	for (size_t i = 0; i < refs->nr; i++)

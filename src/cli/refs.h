@@ -34,6 +34,8 @@ int refs_add(struct refs *refs, const char *arg, const char *store, enum refs_wh
 /* Every image in the store. */
 int refs_add_store(struct refs *refs, const char *store, struct usnap_err *err);
 
+/* Lets go of what was locked; the paths stay. */
+void refs_unlock(struct refs *refs);
 void refs_close(struct refs *refs);
 
 /* The store of --store (NULL: the usual one), which must be there. */

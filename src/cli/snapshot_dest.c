@@ -6,6 +6,7 @@
 #include <string.h>
 #include <uffd-snap.h>
 
+#include "cli/snapshot_parent.h"
 #include "common/util.h"
 
 /* Of the process, or of what it was found by: a unit's name says more than "java". */
@@ -35,33 +36,19 @@ static int path_of(const struct snapshot_dest *d, const char *file, char **ret,
 	return 0;
 }
 
-/* How many images a new one would depend on that continues the newest; at most "most". */
-static uint64_t chain_length(const struct snapshot_dest *d, const struct store_images *images,
-			     uint64_t most)
+/* Is it time for an image that continues no other? One that cannot be read does not say so; it
+ * is no parent either. */
+static bool is_full_due(const char *newest, uint64_t full_every)
 {
-	size_t i = images->nr; /* one above the image that is looked at */
-	uint64_t length = 0;
+	struct usnap_image *img = full_every ? usnap_image_new() : NULL;
+	bool due =
+		img && usnap_image_open(img, newest) == 0 && snapshot_depth(img) + 1 >= full_every;
 
-	while (i > 0 && length < most) {
-		struct usnap_image *img = usnap_image_new();
-		cleanup_free char *path = NULL;
-		struct usnap_info info = {0};
-
-		length++;
-		if (!img || path_of(d, images->image[i - 1].file, &path, NULL) < 0 ||
-		    usnap_image_open(img, path) < 0 ||
-		    usnap_image_get_info(img, &info, sizeof(info)) < 0 || !info.parent)
-			i = 0;
-		else
-			while (--i > 0 && strcmp(images->image[i - 1].id, info.parent) != 0)
-				;
-		usnap_image_free(img);
-	}
-	return length;
+	usnap_image_free(img);
+	return due;
 }
 
-/* The image that the new one is to continue: the newest, unless as many depend on each other
- * already as may. */
+/* The image that the new one is to continue: the newest. */
 static int choose_parent(struct snapshot_dest *d, uint64_t full_every, struct usnap_err *err)
 {
 	struct store_images images;
@@ -69,8 +56,12 @@ static int choose_parent(struct snapshot_dest *d, uint64_t full_every, struct us
 
 	if (r < 0)
 		return r;
-	if (images.nr && (!full_every || chain_length(d, &images, full_every) < full_every))
+	if (images.nr)
 		r = path_of(d, images.image[images.nr - 1].file, &d->parent, err);
+	if (d->parent && is_full_due(d->parent, full_every)) {
+		free(d->parent);
+		d->parent = NULL;
+	}
 	store_images_free(&images);
 	return r;
 }

@@ -1,5 +1,7 @@
 #include "cli/snapshot_parent.h"
 
+#include <jansson.h>
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,6 +23,19 @@ static int check_output(const struct snapshot_parent *p, const char *output, str
 			       output);
 	usnap_image_free(old);
 	return r;
+}
+
+uint64_t snapshot_depth(struct usnap_image *img)
+{
+	const char *text;
+	size_t len;
+	json_t *j = usnap_image_get_member(img, "snapshot.json", &text, &len) < 0
+			    ? NULL
+			    : json_loadb(text, len, 0, NULL);
+	json_int_t depth = json_integer_value(json_object_get(j, "depth"));
+
+	json_decref(j);
+	return depth > 0 && depth < INT32_MAX ? (uint64_t)depth : 0;
 }
 
 int snapshot_parent_open(struct snapshot_parent *p, const struct snapshot_args *a,
@@ -48,6 +63,7 @@ int snapshot_parent_open(struct snapshot_parent *p, const struct snapshot_args *
 						 : r;
 	}
 	p->path = realpath(path, NULL);
+	p->depth = snapshot_depth(p->img);
 	return a->output ? check_output(p, a->output, err) : 0;
 }
 

@@ -197,11 +197,17 @@ void store_unlock(struct store_lock *l)
 {
 	if (!l)
 		return;
-	/* .lock last: whoever waits for both comes through at once. */
-	if (l->in_use >= 0)
+	/* A restored process may have been forked from us meanwhile: with a close alone the
+	 * lock would be held as long as it lives. .lock last: whoever waits for both comes through
+	 * at once. */
+	if (l->in_use >= 0) {
+		flock(l->in_use, LOCK_UN);
 		close(l->in_use);
-	if (l->lock >= 0)
+	}
+	if (l->lock >= 0) {
+		flock(l->lock, LOCK_UN);
 		close(l->lock);
+	}
 	if (l->dir >= 0)
 		close(l->dir);
 	free(l);
