@@ -11,6 +11,7 @@ begin() {
 	local name=$1
 	shift
 	rm -f begin.pid
+	: >"$name.log"
 	# The numbers of a shell's own descriptors are above 2.
 	# shellcheck disable=SC2016
 	setsid -f bash -c 'echo $$ >begin.new; mv begin.new begin.pid; exec "$@"' bash "$@" \
@@ -75,3 +76,16 @@ figures() {
 	echo "$1: ${#restores[@]} restores of $((bytes >> 10)) KiB; pause, us: ${pauses[*]}; restore, us: ${restores[*]}"
 	pauses=() restores=()
 }
+
+# http PORT PATH: the body of the answer.
+http() {
+	timeout 20 python3 - "$@" <<-'END'
+		import sys, urllib.request
+		url = "http://127.0.0.1:%s/%s" % (sys.argv[1], sys.argv[2])
+		print(urllib.request.urlopen(url, timeout=15).read().decode())
+	END
+}
+
+# field NAME: of the JSON object that the program at $port answers with.
+field() { http "$port" state | jq -r ".$1"; }
+_more() { [ "$(field "$1")" -gt "$2" ]; }

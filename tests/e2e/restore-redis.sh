@@ -131,7 +131,7 @@ finish 'without append-only file'
 # ---- with an append-only file and threads for the connections ------------------------
 
 redis aof --appendonly yes --appendfsync everysec --io-threads 3 --io-threads-do-reads yes
-for ((g = 1; g <= n; g++)); do
+for ((g = 1; g <= $(times 2 20); g++)); do
 	under_load killed
 	works
 	at_rest
