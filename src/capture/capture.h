@@ -23,7 +23,9 @@ struct capture_options {
 	unsigned nr_threads; /* that compress */
 	bool hold; /* after torn attempts, hold the threads for the copy */
 	bool kill; /* stop at T0 and stay stopped until capture_end() */
-	uint64_t ghost_limit; /* bytes of an unlinked file that the image is to hold */
+	/* Bytes of an unlinked file that the image is to hold; and of all together that are copied
+	 * in a brief stop. */
+	uint64_t ghost_limit;
 	/* What the writer's parent is, for snapshot.json; NULL: it has none. */
 	const char *parent_id, *parent_path;
 	uint64_t depth; /* images that it continues, one after the other */

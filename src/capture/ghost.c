@@ -12,6 +12,9 @@
  * copy by more than their granularity. A copy that turns out to be old is
  * dropped from the page index, and made again under other addresses.
  *
+ * So that the pause stays short however many there are, the limit that holds
+ * for each file also holds for the sum of what is copied in the freeze.
+ *
  * What others write to a file meanwhile, nobody can hold back.
  *
  * Parts that the target maps shared and that lie on tmpfs or hugetlbfs are
@@ -127,19 +130,19 @@ static int each_extent(struct capture *c, const struct unlinked_file *f, uint64_
 	return 0;
 }
 
+struct copying {
+	uint64_t address, bytes, limit;
+	bool frozen;
+};
+
 static int count_extent(struct capture *c, const struct unlinked_file *f, uint64_t start,
 			uint64_t end, void *arg)
 {
-	uint64_t *bytes = arg;
+	struct copying *copying = arg;
 
-	*bytes += end - start;
-	return *bytes > c->options.ghost_limit ? -EFBIG : 0;
+	copying->bytes += end - start;
+	return copying->bytes > copying->limit ? -EFBIG : 0;
 }
-
-struct copying {
-	uint64_t address;
-	bool frozen;
-};
 
 static int copy_extent(struct capture *c, const struct unlinked_file *f, uint64_t start,
 		       uint64_t end, void *arg)
@@ -186,19 +189,28 @@ static int copy_extent(struct capture *c, const struct unlinked_file *f, uint64_
 static int copy_file(struct capture *c, struct unlinked_file *f, bool frozen, uint64_t *ret_address,
 		     uint64_t *ret_size)
 {
-	uint64_t bytes = 0, size = ALIGN_UP((uint64_t)f->st.st_size, PAGE_BYTES);
-	struct copying copying = {.frozen = frozen};
+	uint64_t size = ALIGN_UP((uint64_t)f->st.st_size, PAGE_BYTES);
+	struct copying copying = {.frozen = frozen, .limit = c->options.ghost_limit};
+	/* Held for the copy of everything, the target stands still for as long as it takes. */
+	bool brief = frozen && !c->stats.held;
 
 	f->missing = NULL;
 	if (f->st.st_size < 0 || (uint64_t)f->st.st_size > SIZE_MAX_BYTES) {
 		f->missing = "it is too large";
 		return 0;
 	}
-	int r = each_extent(c, f, size, count_extent, &bytes);
+	int r = each_extent(c, f, size, count_extent, &copying);
 	if (r == -EFBIG) {
 		f->missing = "it is larger than --ghost-limit allows (snapshot)";
 		return 0;
 	}
+	if (r == 0 && brief && copying.bytes > c->ghosts.frozen_left) {
+		f->missing = "with it more than --ghost-limit allows (snapshot) would be copied "
+			     "while the process stands still";
+		return 0;
+	}
+	if (brief)
+		c->ghosts.frozen_left -= MIN(copying.bytes, c->ghosts.frozen_left);
 	if (r == 0)
 		copying.address = take_addresses(c, size);
 	if (r == 0 && !copying.address)
@@ -361,6 +373,8 @@ int ghost_freeze(struct capture *c)
 {
 	struct ghosts *g = &c->ghosts;
 	int r = pstate_each_unlinked(c->pstate, use_descriptor, c);
+
+	g->frozen_left = c->options.ghost_limit;
 
 	for (size_t i = 0; i < c->maps.n && r == 0; i++) {
 		const struct vma *v = &c->maps.v[i];

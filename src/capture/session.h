@@ -47,6 +47,7 @@ struct ghosts {
 	struct ghost_early *early; /* copies made before the freeze, of the first nr_early files */
 	size_t nr_early;
 	uint64_t next_address; /* for contents: format.h */
+	uint64_t frozen_left; /* bytes that may be copied in this freeze yet */
 	struct ranges dropped; /* addresses of copies that do not count */
 };
 
