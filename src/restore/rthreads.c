@@ -276,6 +276,7 @@ int rthreads_restore(struct restore *r, struct usnap_err *err)
 	struct rthreads *t = r->threads;
 	int e;
 
+	rrseq_abort(r);
 	if ((e = rtracees_seize(r, err)) < 0 || (e = rattrs_restore(r, err)) < 0)
 		return e;
 	for (size_t i = 0; i < t->n; i++) {

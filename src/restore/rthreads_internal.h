@@ -8,6 +8,7 @@
  *	rattrs.c         what each thread sets by itself; scheduling
  *	rseccomp.c       filters
  *	rtracees.c       the end: seized, registers set, the stub gone, let go
+ *	rrseq.c          restartable sequences that threads were in
  *	rwaits.c         timed waits that go on with the time that was left
  *
  * Everything comes from the image and is hostile until parsed.
@@ -121,6 +122,11 @@ int rtracees_seize(struct restore *r, struct usnap_err *err);
 int rtracee_enter(struct restore *r, struct rthread *th, const struct user_regs_struct *call,
 		  struct usnap_err *err);
 int rtracee_interrupt(struct restore *r, struct rthread *th, struct usnap_err *err);
+
+/* ---- rrseq.c ---- */
+
+/* Before threads register theirs: those that were in one go on at its abort handler. */
+void rrseq_abort(struct restore *r);
 
 /* ---- rwaits.c ---- */
 
