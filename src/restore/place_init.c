@@ -122,12 +122,10 @@ static _Noreturn void look_after(pid_t pid)
 
 	sigfillset(&all);
 	for (;;) {
-		int sig = sigwaitinfo(&all, &si), status;
 		pid_t child;
+		int status;
 
-		/* What the terminal sends, it sends to the process as well. */
-		if (sig > 0 && sig != SIGCHLD && si.si_code != SI_KERNEL)
-			kill(pid, sig);
+		/* First of all: it may have ended before its signals were blocked. */
 		while ((child = waitpid(-1, &status, WNOHANG | WUNTRACED | WCONTINUED | __WALL)) >
 		       0) {
 			if (child != pid)
@@ -136,6 +134,11 @@ static _Noreturn void look_after(pid_t pid)
 			if (!WIFSTOPPED(status) && !WIFCONTINUED(status))
 				_exit(exit_status(status));
 		}
+		int sig = sigwaitinfo(&all, &si);
+
+		/* What the terminal sends, it sends to the process as well. */
+		if (sig > 0 && sig != SIGCHLD && si.si_code != SI_KERNEL)
+			kill(pid, sig);
 	}
 }
 
