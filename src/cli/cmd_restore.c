@@ -47,6 +47,9 @@ static void catch_signals(void)
 			sigaction(signals[i], &sa, NULL);
 	sa.sa_handler = SIG_IGN;
 	sigaction(SIGPIPE, &sa, NULL);
+	/* Whoever started us may ignore it: then nobody could wait for the process. */
+	sa.sa_handler = SIG_DFL;
+	sigaction(SIGCHLD, &sa, NULL);
 }
 
 static void on_progress(void *ctx, uint64_t done, uint64_t total)
@@ -188,7 +191,7 @@ static void show_done(struct restore *r, const struct restore_args *a, pid_t pid
 static int fail(struct restore_front *f, struct usnap_err *err)
 {
 	progress_end(&f->progress);
-	front_take_terminal(f);
+	front_reset_terminal(f);
 	if (interrupted) {
 		msg_error("interrupted: nothing was restored");
 		/* As the shell expects of a command that a signal ended. */

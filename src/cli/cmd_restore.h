@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdbool.h>
 #include <sys/types.h>
+#include <termios.h>
 
 #include "cli/progress.h"
 #include "restore/restore.h"
@@ -17,6 +18,8 @@ struct restore_front {
 	struct progress progress;
 	bool progress_started, quiet, detach, stopped;
 	int tty; /* the controlling terminal, when it was ours; or -1 */
+	bool has_modes; /* of the terminal, as we found it */
+	struct termios modes;
 	pid_t lent_to; /* process group that has it, 0: none */
 };
 
@@ -25,6 +28,8 @@ void front_begin(struct restore_front *f);
 /* The process, if it is a process group of its own in our session, gets the terminal. */
 void front_lend_terminal(struct restore_front *f, pid_t pid);
 void front_take_terminal(struct restore_front *f);
+/* A restore that failed may have set the modes of the process already. */
+void front_reset_terminal(struct restore_front *f);
 
 /* Until the process ends. early: a signal that came before. Returns the exit status, or dies of the
  * signal that the process died of. */

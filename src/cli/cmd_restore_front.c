@@ -1,6 +1,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
@@ -18,9 +19,7 @@ void front_begin(struct restore_front *f)
 {
 	f->lent_to = 0;
 	f->tty = open("/dev/tty", O_RDWR | O_CLOEXEC | O_NOCTTY);
-	if (f->tty >= 0 && tcgetpgrp(f->tty) == getpgrp())
-		return;
-	/* In the background, it is not ours to lend. It may be later: see resume(). */
+	f->has_modes = f->tty >= 0 && tcgetattr(f->tty, &f->modes) == 0;
 }
 
 static bool terminal_is_ours(const struct restore_front *f)
@@ -57,6 +56,20 @@ void front_take_terminal(struct restore_front *f)
 	if (f->lent_to && tcgetpgrp(f->tty) == f->lent_to)
 		set_foreground(f->tty, getpgrp());
 	f->lent_to = 0;
+}
+
+void front_reset_terminal(struct restore_front *f)
+{
+	struct termios now;
+
+	front_take_terminal(f);
+	/* In the background it would be that of somebody else. */
+	if (!f->has_modes || f->detach || !terminal_is_ours(f) || tcgetattr(f->tty, &now) < 0)
+		return;
+	if (now.c_iflag != f->modes.c_iflag || now.c_oflag != f->modes.c_oflag ||
+	    now.c_cflag != f->modes.c_cflag || now.c_lflag != f->modes.c_lflag ||
+	    memcmp(now.c_cc, f->modes.c_cc, sizeof(now.c_cc)) != 0)
+		tcsetattr(f->tty, TCSADRAIN, &f->modes);
 }
 
 /* ---- signals ------------------------------------------------------------------------------- */

@@ -114,7 +114,7 @@ int builder_start(struct restore *r, struct usnap_err *err)
 		return no_pid(r, -errno, err);
 	r->builder = (pid_t)pid;
 	r->builder_pidfd = pidfd;
-	int ret = stub_wait_ready(r->stub, pidfd);
+	int ret = stub_wait_ready(r->stub, pidfd, r->o->cancel);
 	if (ret == 0)
 		return 0;
 

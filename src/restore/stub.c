@@ -39,6 +39,7 @@ _Static_assert(sizeof(struct stub_call) == 128 && offsetof(struct stub_call, ret
 struct stub {
 	int memfd;
 	int pidfd; /* of the process; not ours */
+	const volatile sig_atomic_t *cancel; /* or NULL */
 	unsigned char *view; /* here */
 	uint64_t addr; /* in the process */
 	size_t nr_lanes;
@@ -296,8 +297,10 @@ static int wait_while(struct stub *s, struct stub_lane *l, uint32_t state)
 
 	for (uint32_t now = state_of(l); now == state; now = state_of(l)) {
 		if (syscall(SYS_futex, &l->state, FUTEX_WAIT, now, &limit, NULL, 0) == 0 ||
-		    errno != ETIMEDOUT)
+		    (errno != ETIMEDOUT && errno != EINTR))
 			continue;
+		if (s->cancel && *s->cancel)
+			return -ESRCH;
 		struct pollfd p = {.fd = s->pidfd, .events = POLLIN};
 		if (poll(&p, 1, 0) == 1 && state_of(l) == state)
 			return -ESRCH;
@@ -305,11 +308,12 @@ static int wait_while(struct stub *s, struct stub_lane *l, uint32_t state)
 	return 0;
 }
 
-int stub_wait_ready(struct stub *s, int pidfd)
+int stub_wait_ready(struct stub *s, int pidfd, const volatile sig_atomic_t *cancel)
 {
 	struct stub_lane *l = lanes(s);
 
 	s->pidfd = pidfd;
+	s->cancel = cancel;
 	int r = wait_while(s, l, STUB_IDLE);
 	return r < 0 ? r : wait_while(s, l, STUB_WORK);
 }

@@ -14,6 +14,7 @@
 #ifndef USNAP_RESTORE_STUB_H
 #define USNAP_RESTORE_STUB_H
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -67,8 +68,10 @@ int stub_map_here(struct stub *s);
 /* In the builder: becomes lane 0. Does not return. */
 _Noreturn void stub_enter(struct stub *s);
 
-/* In the restorer: waits until lane 0 waits for work, or the process has ended (-ESRCH). */
-int stub_wait_ready(struct stub *s, int pidfd);
+/* In the restorer: waits until lane 0 waits for work, or the process has ended (-ESRCH). From here
+ * on all waiting ends, with -ESRCH as well, once *cancel is not 0: the process may be stopped, or in
+ * a call that does not return. cancel may be NULL. */
+int stub_wait_ready(struct stub *s, int pidfd, const volatile sig_atomic_t *cancel);
 
 /* Empties the arena of batches; those that were begun are void. */
 void stub_reset(struct stub *s);
