@@ -45,26 +45,10 @@ static int check_mapped(struct usnap_image *img, uint64_t addr, uint64_t len)
 	return EXIT_DONE;
 }
 
-/* As hexdump -C prints it, with the address in the process on the left. */
 static void print_hex(uint64_t addr, const unsigned char *p, size_t len)
 {
-	for (size_t i = 0; i < len; i += 16) {
-		size_t n = MIN(len - i, (size_t)16);
-
-		printf("%016" PRIx64 " ", addr + i);
-		for (size_t k = 0; k < 16; k++) {
-			if (k % 8 == 0)
-				putchar(' ');
-			if (k < n)
-				printf("%02x ", p[i + k]);
-			else
-				fputs("   ", stdout);
-		}
-		fputs(" |", stdout);
-		for (size_t k = 0; k < n; k++)
-			putchar(p[i + k] >= 0x20 && p[i + k] < 0x7f ? p[i + k] : '.');
-		puts("|");
-	}
+	for (size_t i = 0; i < len; i += 16)
+		show_hex_line("", addr + i, p + i, MIN(len - i, (size_t)16));
 }
 
 static int copy_out(struct usnap_image *img, uint64_t addr, uint64_t len, bool hex)

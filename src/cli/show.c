@@ -1,6 +1,7 @@
 #include "cli/show.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +34,23 @@ const char *show_size(char buf[24], uint64_t bytes)
 	}
 	snprintf(buf, 24, u ? "%.1f %s" : "%.0f %s", v, units[u]);
 	return buf;
+}
+
+void show_hex_line(const char *prefix, uint64_t addr, const unsigned char *p, size_t len)
+{
+	printf("%s%016" PRIx64 " ", prefix, addr);
+	for (size_t k = 0; k < 16; k++) {
+		if (k % 8 == 0)
+			putchar(' ');
+		if (k < len)
+			printf("%02x ", p[k]);
+		else
+			fputs("   ", stdout);
+	}
+	fputs(" |", stdout);
+	for (size_t k = 0; k < len; k++)
+		putchar(p[k] >= 0x20 && p[k] < 0x7f ? p[k] : '.');
+	puts("|");
 }
 
 int show_json(json_t *j)
@@ -71,4 +89,19 @@ int show_image_failure(const struct usnap_image *img, int code)
 	snprintf(err.text, sizeof(err.text), "%s", usnap_image_error(img));
 	snprintf(err.hint, sizeof(err.hint), "%s", usnap_image_hint(img));
 	return msg_failure(&err);
+}
+
+int show_check_output(struct usnap_image *img, const char *output, struct usnap_err *err)
+{
+	struct usnap_image *old = usnap_image_new();
+	struct usnap_info info;
+	int r = 0;
+
+	if (old && strcmp(output, "-") != 0 && usnap_image_open(old, output) == 0 &&
+	    usnap_image_get_info(old, &info, sizeof(info)) == 0 &&
+	    usnap_image_is_needed(img, info.id) == 1)
+		r = usnap_fail(err, -EEXIST,
+			       "cannot replace '%s': an image that is read refers to it", output);
+	usnap_image_free(old);
+	return r;
 }

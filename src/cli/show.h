@@ -11,6 +11,7 @@
 #include <uffd-snap.h>
 
 #include "cli/cli.h"
+#include "common/err.h"
 
 /* Prints text with control characters as \xNN. NULL prints nothing. */
 void show_text(const char *text);
@@ -18,11 +19,17 @@ void show_text(const char *text);
 /* "1.5 GiB" into buf; returns buf. */
 const char *show_size(char buf[24], uint64_t bytes);
 
+/* A line as hexdump -C prints it, with the address in the process on the left; at most 16 bytes. */
+void show_hex_line(const char *prefix, uint64_t addr, const unsigned char *p, size_t len);
+
 /* One JSON object and a newline; consumes the reference. Returns an exit code. */
 int show_json(json_t *j);
 
 /* Unsigned decimal, or hex with 0x. False for anything else. */
 bool show_parse_number(const char *text, uint64_t *ret);
+
+/* Refuses an output that would replace img or what it refers to. */
+int show_check_output(struct usnap_image *img, const char *output, struct usnap_err *err);
 
 /* The message for a failed call on img; returns the exit code. */
 int show_image_failure(const struct usnap_image *img, int code);

@@ -7,23 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/show.h"
 #include "common/util.h"
-
-/* An output that would replace what the image is to refer to. */
-static int check_output(const struct snapshot_parent *p, const char *output, struct usnap_err *err)
-{
-	struct usnap_image *old = usnap_image_new();
-	struct usnap_info info;
-	int r = 0;
-
-	if (old && strcmp(output, "-") != 0 && usnap_image_open(old, output) == 0 &&
-	    usnap_image_get_info(old, &info, sizeof(info)) == 0 &&
-	    usnap_image_is_needed(p->img, info.id) == 1)
-		r = usnap_fail(err, -EEXIST, "cannot replace '%s': the new image is to refer to it",
-			       output);
-	usnap_image_free(old);
-	return r;
-}
 
 uint64_t snapshot_depth(struct usnap_image *img)
 {
@@ -64,7 +49,7 @@ int snapshot_parent_open(struct snapshot_parent *p, const struct snapshot_args *
 	}
 	p->path = realpath(path, NULL);
 	p->depth = snapshot_depth(p->img);
-	return a->output ? check_output(p, a->output, err) : 0;
+	return a->output ? show_check_output(p->img, a->output, err) : 0;
 }
 
 int snapshot_parent_adopt(struct snapshot_parent *p, struct image_writer *w, const struct target *t,

@@ -202,6 +202,10 @@ const char *img_ancestor_path(struct usnap_image *img, uint64_t image);
 int img_open_chain(struct usnap_image *img, struct usnap_err *err);
 void img_close_chain(struct usnap_image *img);
 
+/* Pages in the order of their frames, ascending by address in each: those of frame f are numbers
+ * pages[first[f]] ... pages[first[f + 1] - 1]. The caller frees both, after a failure too. */
+int img_sort_by_frame(const struct usnap_image *img, uint64_t **ret_first, uint64_t **ret_pages);
+
 /* What "unlinked" of process.json says: where the contents of files are. */
 int img_load_contents(struct usnap_image *img);
 /* The bytes of files at such addresses, all or nothing. -EFAULT: [addr, addr + len) does not lie in

@@ -64,6 +64,24 @@ uint64_t img_find_page(struct usnap_image *img, uint64_t addr)
 	return img->last_page = img_find_page_near(img, addr, img->last_page);
 }
 
+int img_sort_by_frame(const struct usnap_image *img, uint64_t **ret_first, uint64_t **ret_pages)
+{
+	uint64_t *first = *ret_first = calloc(img->nr_frames + 2, sizeof(*first));
+	uint64_t *pages = *ret_pages = calloc(img->nr_pages + 1, sizeof(*pages));
+
+	if (!first || !pages)
+		return -ENOMEM;
+	/* Counts two places on become starts one place on, and after the
+	 * pages are in place starts where they belong. */
+	for (uint64_t i = 0; i < img->nr_pages; i++)
+		first[img_page_frame(img, i) + 2]++;
+	for (uint64_t i = 2; i < img->nr_frames + 2; i++)
+		first[i] += first[i - 1];
+	for (uint64_t i = 0; i < img->nr_pages; i++)
+		pages[first[img_page_frame(img, i) + 1]++] = i;
+	return 0;
+}
+
 static bool all_zero(const unsigned char *p, size_t len)
 {
 	while (len--)

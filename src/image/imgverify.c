@@ -94,25 +94,6 @@ static int settle(struct verify *v, int r)
 
 /* ---- frames ---- */
 
-static int sort_by_frame(struct verify *v)
-{
-	const struct usnap_image *img = v->img;
-
-	v->first = calloc(img->nr_frames + 2, sizeof(*v->first));
-	v->by_frame = calloc(img->nr_pages + 1, sizeof(*v->by_frame));
-	if (!v->first || !v->by_frame)
-		return -ENOMEM;
-	/* Counts two places on become starts one place on, and after the
-	 * pages are in place starts where they belong. */
-	for (uint64_t i = 0; i < img->nr_pages; i++)
-		v->first[img_page_frame(img, i) + 2]++;
-	for (uint64_t i = 2; i < img->nr_frames + 2; i++)
-		v->first[i] += v->first[i - 1];
-	for (uint64_t i = 0; i < img->nr_pages; i++)
-		v->by_frame[v->first[img_page_frame(img, i) + 1]++] = i;
-	return 0;
-}
-
 static bool in_segment(const struct verify *v, const struct img_frame *f)
 {
 	size_t a = 0, b = v->scan.nr_segments;
@@ -371,7 +352,8 @@ static int run(struct verify *v, const struct usnap_verify_options *o)
 		v->told = calloc(v->img->nr_images, sizeof(*v->told));
 		if (!v->told)
 			return -ENOMEM;
-		if ((r = check_references(v)) < 0 || (r = sort_by_frame(v)) < 0)
+		if ((r = check_references(v)) < 0 ||
+		    (r = img_sort_by_frame(v->img, &v->first, &v->by_frame)) < 0)
 			return r;
 		n = (unsigned)MIN(MIN((uint64_t)n, v->img->nr_frames), (uint64_t)MAX_WORKERS);
 		sigfillset(&all);

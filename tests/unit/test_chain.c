@@ -7,7 +7,9 @@
 #include "chainfixture.h"
 #include "common/le.h"
 #include "common/util.h"
+#include "export/diff.h"
 #include "image/commit.h"
+#include "image/merge.h"
 #include "image/tarball.h"
 
 static void enter_fresh_directory(void)
@@ -556,4 +558,117 @@ Test(chain, hostile_tables_are_refused)
 	cr_assert_eq(try_hostile("bad.usnap", text, sizeof(text)), -EBADMSG);
 	free(copy);
 	usnap_image_free(img);
+}
+
+static int merge_into(const char *from, const char *to, struct usnap_err *err)
+{
+	struct merge_options o = {.level = 1,
+				  .fd = open(to, O_CREAT | O_TRUNC | O_RDWR | O_CLOEXEC, 0600)};
+	struct usnap_image *img = open_image(from);
+	int r = image_merge(img, &o, NULL, err);
+
+	usnap_image_free(img);
+	close(o.fd);
+	return r;
+}
+
+Test(chain, a_merged_image_stands_alone)
+{
+	struct usnap_err err = {0};
+	struct usnap_image *img;
+	struct usnap_info info;
+	char id[33];
+	size_t n;
+
+	make_chain(7);
+	cr_assert_eq(merge_into("g7.usnap", "full.usnap", &err), 0, "%s", err.text);
+	for (unsigned g = 1; g <= 6; g++) {
+		char path[32];
+
+		snprintf(path, sizeof(path), "g%u.usnap", g);
+		cr_assert_eq(unlink(path), 0);
+	}
+	expect_generation("full.usnap", 7);
+	cr_assert_eq(verify("full.usnap", 0), 0);
+	img = open_image("full.usnap");
+	cr_assert_eq(usnap_image_get_info(img, &info, sizeof(info)), 0);
+	chain_id(7, id);
+	cr_assert_str_neq(info.id, id);
+	cr_assert_null(info.parent);
+	cr_assert_str_eq(info.run, CHAIN_RUN);
+	cr_assert_eq(usnap_image_get_nr_ancestors(img, &n), 0);
+	cr_assert_eq(n, 0);
+	usnap_image_free(img);
+	/* The chain goes on from it. */
+	cr_assert_eq(chain_write("g8.usnap", 8, "full.usnap", NULL, &err), 0, "%s", err.text);
+	expect_generation("g8.usnap", 8);
+}
+
+Test(chain, merging_takes_no_damaged_byte, .timeout = 120)
+{
+	struct stat st;
+	int fd;
+
+	make_chain(3);
+	fd = open("g1.usnap", O_RDWR);
+	cr_assert_eq(fstat(fd, &st), 0);
+	for (off_t at = 0; at < st.st_size; at += 41) {
+		struct usnap_err err = {0};
+		unsigned char byte, flipped;
+
+		cr_assert_eq(pread(fd, &byte, 1, at), 1);
+		flipped = byte ^ 1;
+		cr_assert_eq(pwrite(fd, &flipped, 1, at), 1);
+		if (merge_into("g3.usnap", "full.usnap", &err) == 0)
+			expect_generation("full.usnap", 3);
+		else
+			cr_assert(strstr(err.text, "g1.usnap") || err.code == -ESTALE, "%s",
+				  err.text);
+		cr_assert_eq(pwrite(fd, &byte, 1, at), 1);
+	}
+	close(fd);
+}
+
+Test(chain, a_difference_is_what_changed)
+{
+	unsigned char p3[PAGE], p4[PAGE];
+	struct usnap_image *a, *b;
+	struct usnap_err err = {0};
+	struct diff_run run;
+	struct diff *d;
+	uint64_t changed = 0;
+	unsigned want = 0;
+
+	make_chain(4);
+	a = open_image("g3.usnap");
+	b = open_image("g4.usnap");
+	for (unsigned i = 0; i < CHAIN_PAGES; i++) {
+		chain_page(3, i, p3);
+		chain_page(4, i, p4);
+		want += memcmp(p3, p4, PAGE) != 0;
+	}
+	cr_assert_eq(diff_new(&d, a, b, &err), 0);
+	while (diff_next(d, &run, &err) == 1) {
+		cr_assert_eq(run.kind, DIFF_CHANGED);
+		for (uint64_t at = run.start; at < run.start + run.len; at += PAGE) {
+			unsigned page = (unsigned)((at - HEAP) / PAGE);
+
+			chain_page(3, page, p3);
+			chain_page(4, page, p4);
+			cr_assert(memcmp(p3, p4, PAGE) != 0, "page %u", page);
+			changed++;
+		}
+	}
+	cr_assert_eq(err.code, 0);
+	cr_assert_eq(changed, want);
+	diff_free(d);
+	/* An image of another chain, whose hashes have another seed. */
+	usnap_image_free(b);
+	cr_assert_eq(chain_write("other.usnap", 3, NULL, NULL, &err), 0);
+	b = open_image("other.usnap");
+	cr_assert_eq(diff_new(&d, a, b, &err), 0);
+	cr_assert_eq(diff_next(d, &run, &err), 0, "%s", err.text);
+	diff_free(d);
+	usnap_image_free(a);
+	usnap_image_free(b);
 }

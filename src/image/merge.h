@@ -1,0 +1,31 @@
+/*
+ * An image and the ancestors it refers to, made one that refers to none.
+ *
+ * The calling thread reads, decodes and checks; nothing of the process is
+ * needed. Memory: what the page index takes, 8 bytes more per page, and what
+ * a writer takes. Naming and fsync of the result are the caller's.
+ */
+#ifndef USNAP_IMAGE_MERGE_H
+#define USNAP_IMAGE_MERGE_H
+
+#include <signal.h>
+#include <uffd-snap.h>
+
+#include "common/err.h"
+#include "image/writer.h"
+
+struct merge_options {
+	int fd; /* borrowed; as of struct image_writer_options */
+	int level; /* zstd level, for frames of which not all is used any more */
+	const volatile sig_atomic_t *cancel; /* may be NULL */
+	/* Bytes of memory, some ten times a second. May be NULL. */
+	void (*progress)(void *arg, uint64_t done, uint64_t total);
+	void *progress_arg;
+};
+
+/* Every page is compared with its hash before it is taken over. The result has an id of its own.
+ * -ECANCELED, -ESTALE (an ancestor is missing), -EBADMSG (something is damaged). */
+int image_merge(struct usnap_image *img, const struct merge_options *o,
+		struct image_writer_stats *ret, struct usnap_err *err);
+
+#endif
