@@ -15,8 +15,7 @@
 #include "common/util.h"
 #include "process/pstate_internal.h"
 
-/* Sets with more entries than this are taken at their word for the others: to find one, the kernel
- * walks the set. */
+/* Further entries of a set are taken at their word: to find one, the kernel walks the set. */
 #define ENTRIES_MAX 16384
 
 struct entry {
