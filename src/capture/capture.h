@@ -28,6 +28,9 @@ struct capture_options {
 	uint64_t ghost_limit;
 	/* What the writer's parent is, for snapshot.json; NULL: it has none. */
 	const char *parent_id, *parent_path;
+	/* What the sweep reads in a second at most, bytes; 0: no limit. A faulting thread and one that is
+	 * held are not made to wait for it. */
+	uint64_t rate_bytes_s;
 	uint64_t depth; /* images that it continues, one after the other */
 	const char *full_because; /* why there is none although one was wanted; or NULL */
 	unsigned max_torn; /* torn attempts before holding or failing */

@@ -203,9 +203,22 @@ static enum copied copy_block(struct capture *c, struct gather *g, uint64_t key)
 	return COPIED;
 }
 
+/* Slows the sweep down to the rate. No block of the pool is kept meanwhile: the pool stays free
+ * for faults, and what is written is slowed down by this as well. */
+static void pace(struct capture *c, uint64_t start_ns, uint64_t swept_pages)
+{
+	const uint64_t rate = c->options.rate_bytes_s;
+	uint64_t due =
+		start_ns + (uint64_t)((double)(swept_pages * PAGE_BYTES) * 1e9 / (double)rate);
+
+	for (uint64_t now; (now = now_ns()) < due && !capture_stopping(c);)
+		usleep((useconds_t)(MIN(due - now, (uint64_t)50000000) / 1000 + 1));
+}
+
 static void *sweep_thread(void *arg)
 {
 	struct capture *c = arg;
+	const uint64_t start_ns = now_ns(), before = c->stats.sweep_pages;
 	uint64_t key = 0;
 	struct gather g = {0};
 
@@ -239,6 +252,8 @@ static void *sweep_thread(void *arg)
 						 : "cannot unprotect the memory of process %d",
 				     c->target->pid);
 		key = g.next_key;
+		if (c->options.rate_bytes_s)
+			pace(c, start_ns, c->stats.sweep_pages - before);
 	}
 	if (g.block)
 		pool_put(c->pool, g.block);

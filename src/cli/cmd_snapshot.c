@@ -66,6 +66,7 @@ static int capture(struct snapshot *s, struct usnap_err *err)
 		.parent_id = s->parent.id,
 		.parent_path = s->parent.path,
 		.depth = s->parent.depth + 1,
+		.rate_bytes_s = a->rate_bytes_s,
 		.full_because = *s->parent.why ? s->parent.why : NULL,
 		.max_torn = MAX_TORN,
 		.cancel = interrupted,
