@@ -13,6 +13,7 @@
 #include <linux/sock_diag.h>
 #include <linux/unix_diag.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -198,20 +199,43 @@ int rsock_path_check(const struct rsocket *x, struct usnap_err *err)
 
 /* ---- a name ---------------------------------------------------------------- */
 
-static int give_away(const struct rsocket *x, const struct stat *st, bool known)
+/* Of the socket file itself: whoever may write to its directory may have put something else in its
+ * place, a link to what is not theirs. */
+static int set_owner_and_mode(const struct rsocket *x, uid_t uid, gid_t gid, mode_t mode)
 {
-	mode_t mode = known ? st->st_mode : x->mode;
-	uid_t uid = known ? st->st_uid : x->uid;
-	gid_t gid = known ? st->st_gid : x->gid;
+	const struct rsock_undo *u = x->undo;
+	char link[40];
 	struct stat now;
 
-	if (!known && !x->has_file)
-		return 0;
-	if (lstat(x->path, &now) < 0)
+	cleanup_fd int fd = open(x->path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0 || fstat(fd, &now) < 0)
 		return -errno;
-	if ((now.st_uid != uid || now.st_gid != gid) && lchown(x->path, uid, gid) < 0)
+	if (!S_ISSOCK(now.st_mode) || now.st_dev != u->dev || now.st_ino != u->inode)
+		return -ESTALE;
+	if ((now.st_uid != uid || now.st_gid != gid) &&
+	    fchownat(fd, "", uid, gid, AT_EMPTY_PATH) < 0)
 		return -errno;
-	return chmod(x->path, mode & 07777) < 0 ? -errno : 0;
+	/* fchmod(2) takes no such descriptor. */
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+	return chmod(link, mode & 07777) < 0 ? -errno : 0;
+}
+
+static int give_away(const struct rsocket *x, const struct stat *st, bool known)
+{
+	if (known)
+		return set_owner_and_mode(x, st->st_uid, st->st_gid, st->st_mode);
+	return x->has_file ? set_owner_and_mode(x, x->uid, x->gid, x->mode) : 0;
+}
+
+static bool note_own(const struct rsocket *x)
+{
+	struct stat own;
+
+	if (lstat(x->path, &own) < 0 || !S_ISSOCK(own.st_mode))
+		return false;
+	x->undo->dev = own.st_dev;
+	x->undo->inode = own.st_ino;
+	return true;
 }
 
 static int bind_in_place(const struct rsockets *s, const struct rsocket *x, int fd)
@@ -240,7 +264,7 @@ static int bind_nameless(int fd)
 
 int rsock_path_bind(const struct rsockets *s, struct rsocket *x, int fd, struct usnap_err *err)
 {
-	struct stat st = {0}, own;
+	struct stat st = {0};
 
 	if (x->nameless) {
 		int r = bind_nameless(fd);
@@ -264,11 +288,7 @@ int rsock_path_bind(const struct rsockets *s, struct rsocket *x, int fd, struct 
 	int r = bind_in_place(s, x, fd);
 	if (r < 0)
 		return rsock_bind_failed(x, r, err);
-	if (lstat(x->path, &own) == 0) {
-		x->undo->dev = own.st_dev;
-		x->undo->inode = own.st_ino;
-		x->undo->bound = true;
-	}
+	x->undo->bound = note_own(x);
 	r = give_away(x, &st, there);
 	if (r < 0) {
 		usnap_fail_errno(err, r, "cannot give '%s' its owner and mode", x->path);
@@ -285,9 +305,7 @@ void rsock_path_undo(const struct rsocket *x)
 	if (u->bound && lstat(x->path, &st) == 0 && st.st_dev == u->dev && st.st_ino == u->inode)
 		unlink(x->path);
 	u->bound = false;
-	if (u->replaced && mknod(x->path, S_IFSOCK | 0600, 0) == 0) {
-		(void)!lchown(x->path, u->uid, u->gid);
-		chmod(x->path, u->mode);
-	}
+	if (u->replaced && mknod(x->path, S_IFSOCK | 0600, 0) == 0 && note_own(x))
+		(void)!set_owner_and_mode(x, u->uid, u->gid, u->mode);
 	u->replaced = false;
 }
