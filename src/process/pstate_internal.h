@@ -230,6 +230,9 @@ struct sock_diag {
 	gid_t file_gid;
 };
 
+/* /proc/sys/fs/pipe-max-size is 1 MiB unless root has raised it. */
+#define PIPE_DATA_MAX MIB(1)
+
 /* An entry of an epoll set whose number does not name the file any more, or names another. */
 struct epoll_stray {
 	int tfd; /* as it was added */
@@ -332,10 +335,12 @@ json_t *json_hex(const void *p, size_t len);
 void json_set_text(json_t *o, const char *key, const char *s);
 void json_set_textn(json_t *o, const char *key, const char *s, size_t len);
 
-/* pstate_threads.c */
+/* pstate_threads.c, pstate_threadjson.c */
 int threads_prepare(struct pstate *ps);
 int threads_collect(struct pstate *ps, struct tracees *ts, struct usnap_err *err);
 int thread_collect_status(struct pstate *ps, struct arena *a, size_t i);
+/* What was prepared of a thread, or NULL. */
+const struct thread_prep *threads_find_prep(const struct pstate *ps, pid_t tid);
 json_t *threads_json(const struct pstate *ps);
 json_t *creds_json(const char *status);
 int threads_reserve(struct pstate *ps, size_t n);
@@ -352,6 +357,10 @@ json_t *wait_json(const struct pstate *ps, const struct thread_prep *p,
 
 /* pstate.c: facts of the process, as one piece of work. */
 int process_collect(struct pstate *ps, struct arena *a);
+
+/* pstate_process.c; status: of the main thread */
+void process_identity_json(const struct pstate *ps, json_t *root, const char *status);
+void process_attributes_json(const struct pstate *ps, json_t *root, const char *status);
 /* Field nr of /proc/PID/stat, counted from 1; 3 and up. */
 uint64_t stat_field(const char *stat, unsigned nr);
 
@@ -397,7 +406,7 @@ json_t *siginfo_json(const siginfo_t *si);
 void signals_json(const struct pstate *ps, json_t *root);
 void signals_free(struct signal_state *s);
 
-/* pstate_files.c, pstate_fdkinds.c */
+/* pstate_files.c, pstate_fdkinds.c, pstate_fdjson.c */
 int files_prepare(struct pstate *ps);
 int files_begin(struct pstate *ps);
 int files_collect_known(struct pstate *ps, struct arena *a, size_t i);
