@@ -269,6 +269,13 @@ static int count_pages(struct restore *r, struct rmem *m, struct usnap_err *err)
 					  "cannot restore '%s': page 0x%" PRIx64
 					  " lies in no region of process.json",
 					  r->o->image, addr);
+		/* What is mapped of a file stays in the file. */
+		if (g->kind == VMA_FILE_SHARED)
+			return usnap_fail(err, -EBADMSG,
+					  "cannot restore '%s': page 0x%" PRIx64
+					  " is of a file that is mapped shared, which an image has "
+					  "nothing of",
+					  r->o->image, addr);
 		g->nr_pages++;
 	}
 	return 0;
@@ -336,11 +343,13 @@ static int plan_mm(struct restore *r, struct rmem *m, struct usnap_err *err)
 static int plan_exe(struct restore *r, struct rmem *m, struct usnap_err *err)
 {
 	cleanup_free char *exe = NULL;
+	struct stat st;
 	int ret = rjson_path(r->process, "exe", &exe, err);
 
 	if (ret < 0 || !exe)
 		return ret;
-	if (exe[0] == '/') {
+	/* To open a device can do something. */
+	if (exe[0] == '/' && stat(exe, &st) == 0 && S_ISREG(st.st_mode)) {
 		m->exe = exe;
 		exe = NULL;
 	}

@@ -115,24 +115,49 @@ static int add_problem(struct restore *r, enum restore_severity severity, const 
 	return ret < 0 ? usnap_fail_errno(err, ret, "cannot restore the memory") : 0;
 }
 
+static int reopen_file(int path_fd)
+{
+	char path[40];
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", path_fd);
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+	return fd < 0 ? -errno : fd;
+}
+
+bool rmem_is_checked(const struct rmem_object *ob, int fd)
+{
+	const struct stat *was = &ob->checked;
+	struct stat st;
+
+	if (fstat(fd, &st) < 0 || st.st_dev != was->st_dev || st.st_ino != was->st_ino)
+		return false;
+	/* Shared memory is written all the time. */
+	return ob->memory ||
+	       (st.st_size == was->st_size && st.st_mtim.tv_sec == was->st_mtim.tv_sec &&
+		st.st_mtim.tv_nsec == was->st_mtim.tv_nsec);
+}
+
 static int check_path(struct restore *r, struct rmem_object *ob, const json_t *files,
 		      struct usnap_err *err)
 {
 	const struct rmem_region *g = ob->first;
 	char what[128];
 	struct stat st;
-	/* Neither waits for the other end of what has become a FIFO. */
-	cleanup_fd int fd = open(g->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-	int r2 = fd < 0 ? -errno : 0;
+	/* Looked at first: to open a device can do something. */
+	cleanup_fd int there = open(g->path, O_PATH | O_CLOEXEC);
+	int r2 = there < 0 ? -errno : 0;
 
-	if (fd < 0 && r2 == -ENOENT)
+	if (there < 0 && r2 == -ENOENT)
 		return add_problem(r, RESTORE_FATAL, "missing-file", g->path,
 				   "it is mapped and no longer there", err);
-	if (fd < 0)
-		return add_problem(r, RESTORE_FATAL, "missing-file", g->path, strerror(-r2), err);
-	if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+	if (there >= 0 && (fstat(there, &st) < 0 || !S_ISREG(st.st_mode)))
 		return add_problem(r, RESTORE_FATAL, "changed-file", g->path,
 				   "it is mapped and is no regular file now", err);
+	cleanup_fd int fd = there < 0 ? -1 : reopen_file(there);
+	if (fd < 0)
+		return add_problem(r, RESTORE_FATAL, "missing-file", g->path,
+				   strerror(there < 0 ? -r2 : -fd), err);
+	ob->checked = st;
 	r2 = compare_file(g, recorded(files, g->path), fd, &st, what, err);
 	if (r2 < 0 || !what[0])
 		return r2;

@@ -19,6 +19,7 @@
 
 #include <linux/prctl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #include "process/maps.h"
 #include "restore/rmem.h"
@@ -71,6 +72,7 @@ struct rmem_object {
 	bool memory; /* its bytes are in the image */
 	bool by_file; /* some are written through a descriptor, not through a mapping */
 	char *open_path; /* as the process sees it */
+	struct stat checked; /* OBJECT_PATH: the file that was found good */
 	/* From unlinked[]: what lies in the image. */
 	bool has_content;
 	uint64_t content_addr, content_bytes;
@@ -135,6 +137,8 @@ const char *rmem_name(const struct rmem_region *g, char buf[160]);
 
 /* Groups the regions by inode, decides how each object comes, checks files. */
 int rmem_plan_objects(struct restore *r, struct rmem *m, struct usnap_err *err);
+/* Whether a descriptor is of the file that was found good when the restore was planned. */
+bool rmem_is_checked(const struct rmem_object *ob, int fd);
 
 /* ---- rmem_vdso.c ---- */
 

@@ -168,13 +168,36 @@ static void begin_unnamed(struct rmem_calls *c, struct opening *o)
 				  stub_data(&c->batch, name, strlen(name) + 1), flags, 0, 0, 0, 0);
 }
 
+/* Names can have been given to other files since the plan was made. */
+static int check_opened(struct restore *r, const struct rmem_object *ob, struct usnap_err *err)
+{
+	const int fds[] = {ob->fd_read, ob->fd_write};
+	char name[160];
+
+	for (size_t i = 0; i < ARRAY_SIZE(fds) && ob->how == OBJECT_PATH; i++) {
+		if (fds[i] < 0)
+			continue;
+		cleanup_fd int fd = (int)syscall(SYS_pidfd_getfd, r->builder_pidfd, fds[i], 0);
+		if (fd < 0)
+			return usnap_fail_errno(err, -errno, "cannot look at %s",
+						rmem_name(ob->first, name));
+		if (!rmem_is_checked(ob, fd))
+			return usnap_fail(err, -ESTALE, "cannot map %s: it was changed meanwhile",
+					  rmem_name(ob->first, name));
+	}
+	return 0;
+}
+
 /* Our own descriptor of an object, to write what no mapping of the process can. */
 static int open_content(struct restore *r, struct rmem_object *ob, struct usnap_err *err)
 {
 	char path[64], name[160];
 
 	if (ob->how == OBJECT_PATH) {
-		ob->content_fd = open(ob->first->path, O_RDWR | O_CLOEXEC | O_NOCTTY);
+		ob->content_fd = open(ob->first->path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+		if (ob->content_fd >= 0 && !rmem_is_checked(ob, ob->content_fd))
+			return usnap_fail(err, -ESTALE, "cannot map %s: it was changed meanwhile",
+					  rmem_name(ob->first, name));
 	} else {
 		cleanup_fd int fd =
 			(int)syscall(SYS_pidfd_getfd, r->builder_pidfd, ob->fd_write, 0);
@@ -212,6 +235,8 @@ static int prepare_object(struct restore *r, struct rmem *m, const struct openin
 	int ret = 0;
 
 	bool clear = ob->how == OBJECT_PATH && ob->memory;
+	if ((ret = check_opened(r, ob, err)) < 0)
+		return ret;
 	if (!o->made && !ob->by_file && !clear)
 		return 0;
 	if ((ret = open_content(r, ob, err)) < 0)

@@ -1,5 +1,6 @@
 /* Shared memory without a file; rmem_internal.h has the list of the files. */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -21,6 +22,13 @@ void rmem_map_shared(struct rmem_calls *c, struct rmem *m, const struct rmem_obj
 		len = MAX(len, m->order[i]->offset + (m->order[i]->end - m->order[i]->start));
 	len = ALIGN_UP(MIN(len, RMEM_TOP), UINT64_C(4096));
 	uint64_t at = rmem_gap(m, c->r->stub, len);
+	if (!at) {
+		c->failed = usnap_fail(c->err, -ENOMEM,
+				       "cannot map memory at 0x%" PRIx64
+				       ": there is no room to map all of it at first",
+				       g->start);
+		return;
+	}
 	calls_room(c, 1);
 	calls_add(c, false, "map", g, SYS_mmap, at, len, PROT_READ | PROT_WRITE,
 		  (uint64_t)rmem_map_flags(g) | MAP_SHARED | MAP_ANONYMOUS, (uint64_t)-1, 0);
@@ -38,14 +46,17 @@ void rmem_map_shared(struct rmem_calls *c, struct rmem *m, const struct rmem_obj
 	calls_add(c, false, "map", ob->first, SYS_munmap, at, len, 0, 0, 0, 0);
 }
 
-/* Whether the segment is still there: the identifier is the inode, the key is in the name. */
-static bool segment_exists(const struct rmem_region *g, uint64_t len)
+/* Whether the segment is still there: the identifier is the inode, the key is in the name. After a
+ * reboot both can be those of somebody else's, which is younger than the image. */
+static bool segment_exists(const struct restore *r, const struct rmem_region *g, uint64_t len)
 {
+	int64_t t0 = (int64_t)(r->info.t0_realtime_ns / 1000000000u);
 	struct shmid_ds ds;
 	unsigned key;
 
-	return g->inode <= INT32_MAX && sscanf(g->path, "/SYSV%8x", &key) == 1 &&
-	       shmctl((int)g->inode, IPC_STAT, &ds) == 0 && (unsigned)ds.shm_perm.__key == key &&
+	if (g->inode > INT32_MAX || shmctl((int)g->inode, IPC_STAT, &ds) < 0 || ds.shm_ctime > t0)
+		return false;
+	return sscanf(g->path, "/SYSV%8x", &key) == 1 && (unsigned)ds.shm_perm.__key == key &&
 	       ALIGN_UP((uint64_t)ds.shm_segsz, 4096) == len;
 }
 
@@ -55,7 +66,7 @@ void rmem_map_sysv(struct rmem_calls *c, struct rmem *m, const struct rmem_objec
 {
 	const struct rmem_region *g = ob->first;
 	const uint64_t len = g->end - g->start;
-	bool exists = segment_exists(g, len), clear = exists;
+	bool exists = segment_exists(c->r, g, len), clear = exists;
 	uint64_t id = g->inode;
 
 	if (!exists) {
