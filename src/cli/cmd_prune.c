@@ -1,76 +1,32 @@
 #include <errno.h>
 #include <getopt.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli/cli.h"
 #include "cli/msg.h"
+#include "cli/prune_plan.h"
 #include "cli/refs.h"
 #include "cli/show.h"
+#include "cli/unattended.h"
 #include "common/util.h"
-#include "store/links.h"
-#include "store/retention.h"
+#include "image/merge.h"
+#include "store/store_commit.h"
+#include "store/storelock.h"
 #include "store/storetime.h"
 
 struct prune {
 	struct store *store;
 	struct retention rules;
-	bool dry_run, quiet, skip_if_busy;
+	bool dry_run, quiet, skip_if_busy, strict;
 	int worst;
+	const volatile sig_atomic_t *interrupted;
 };
 
-/* What is decided about the images of a name. */
-struct verdict {
-	struct store_images images;
-	struct store_link *links;
-	struct retention_item *items; /* those that are readable, in order */
-	bool *keep;
-	unsigned *why; /* KEEP_..., 0: needed by others */
-	size_t held; /* kept for others only */
-};
-
-static void verdict_free(struct verdict *v)
-{
-	store_links_free(v->links, v->images.nr);
-	store_images_free(&v->images);
-	free(v->items);
-	free(v->keep);
-	free(v->why);
-}
-
-static int judge(const struct prune *p, const char *name, struct verdict *v, struct usnap_err *err)
-{
-	size_t n = 0, k = 0;
-	int r;
-
-	if ((r = store_scan(p->store, name, &v->images, err)) < 0 ||
-	    (r = store_links_load(p->store, name, &v->images, &v->links, err)) < 0)
-		return r;
-	v->items = calloc(v->images.nr + 1, sizeof(*v->items));
-	v->keep = calloc(v->images.nr + 1, sizeof(*v->keep));
-	v->why = calloc(v->images.nr + 1, sizeof(*v->why));
-	if (!v->items || !v->keep || !v->why)
-		return usnap_fail_errno(err, -ENOMEM, "cannot prune '%s'", name);
-	/* A damaged image is no good as the one of its day. It is not removed behind
-	 * anybody's back either. */
-	for (size_t i = 0; i < v->images.nr; i++) {
-		v->keep[i] = !v->links[i].readable;
-		if (v->links[i].readable)
-			v->items[n++] = (struct retention_item){.t0_ms = v->images.image[i].t0_ms,
-								.bytes = v->images.image[i].bytes};
-	}
-	retention_apply(&p->rules, v->items, n);
-	for (size_t i = 0; i < v->images.nr; i++)
-		if (v->links[i].readable) {
-			v->why[i] = v->items[k++].keep;
-			v->keep[i] = v->why[i] != 0;
-		}
-	v->held = store_links_close(v->links, v->keep, v->images.nr);
-	return 0;
-}
-
-static void print_each(const struct verdict *v, const char *name)
+static void print_each(const struct prune_plan *v, const char *name)
 {
 	char stamp[STORETIME_STAMP + 1], reasons[96];
 
@@ -88,32 +44,40 @@ static void print_each(const struct verdict *v, const char *name)
 	}
 }
 
-static void print_summary(const struct prune *p, const struct verdict *v, const char *name)
+struct tally {
+	size_t nr;
+	uint64_t bytes;
+};
+
+/* Of those that are marked, or of all. */
+static struct tally count(const struct prune_plan *p, const bool *marked)
 {
-	size_t kept = 0, gone = 0;
-	uint64_t kept_bytes = 0, gone_bytes = 0;
+	struct tally t = {0};
+
+	for (size_t i = 0; i < p->images.nr; i++)
+		if (!marked || marked[i]) {
+			t.nr++;
+			t.bytes += p->images.image[i].bytes;
+		}
+	return t;
+}
+
+static void print_summary(const struct prune *p, const struct prune_plan *v, const char *name,
+			  struct tally before, struct tally after)
+{
 	char a[24], b[24];
 
-	for (size_t i = 0; i < v->images.nr; i++) {
-		uint64_t bytes = v->images.image[i].bytes;
-
-		kept += v->keep[i];
-		gone += !v->keep[i];
-		kept_bytes += v->keep[i] ? bytes : 0;
-		gone_bytes += v->keep[i] ? 0 : bytes;
-	}
 	show_text(name);
-	printf(": %zu image%s %sremoved (%s), %zu kept (%s)", gone, gone == 1 ? "" : "s",
-	       p->dry_run ? "would be " : "", show_size(a, gone_bytes), kept,
-	       show_size(b, kept_bytes));
+	printf(": %s %zu of %zu images (%s of %s)", p->dry_run ? "would keep" : "kept", after.nr,
+	       before.nr, show_size(a, after.bytes), show_size(b, before.bytes));
 	if (v->held)
-		printf(", %zu of them for others that refer to %s", v->held,
+		printf(", %zu of them because others refer to %s", v->held,
 		       v->held == 1 ? "it" : "them");
 	putchar('\n');
 }
 
 /* Whatever cannot be read is said each time, until somebody decides. */
-static void warn(struct prune *p, const struct verdict *v)
+static void warn(struct prune *p, const struct prune_plan *v)
 {
 	for (size_t i = 0; i < v->images.nr; i++)
 		if (!v->links[i].readable) {
@@ -122,48 +86,97 @@ static void warn(struct prune *p, const struct verdict *v)
 		}
 }
 
+/* An image takes the place of itself and all that it refers to. */
+static int merge(const struct prune *p, const char *name, const struct prune_plan *plan,
+		 struct store_lock *lock, struct usnap_err *err)
+{
+	const struct store_image *old = &plan->images.image[plan->merge];
+	struct usnap_image *img = usnap_image_new();
+	cleanup_free char *path = NULL, *from = NULL;
+	struct output *out = NULL;
+	struct merge_options mo = {.level = 1, .cancel = p->interrupted};
+	struct image_writer_stats stats;
+	char file[STORE_FILE_LEN + 1];
+	int r = 0;
+
+	if (!img || asprintf(&from, "%s/%s/%s", store_path(p->store), name, old->file) < 0)
+		r = usnap_fail_errno(err, -ENOMEM, "cannot merge '%s'", old->file);
+	if (r == 0 && (r = usnap_image_open(img, from)) < 0)
+		usnap_fail(err, r, "%s", usnap_image_error(img));
+	if (r == 0 && (r = store_new_path(p->store, name, &path, err)) == 0)
+		r = output_open(&out, path, err);
+	if (r == 0) {
+		mo.fd = output_fd(out);
+		r = image_merge(img, &mo, &stats, err);
+	}
+	if (r == 0)
+		r = store_commit(out, file, err);
+	output_close(out);
+	usnap_image_free(img);
+	if (r < 0)
+		return r;
+	/* Killed here, there are two of this time: the next run keeps one of them. */
+	if (unlinkat(store_lock_fd(lock), old->file, 0) < 0)
+		return usnap_fail_errno(err, -errno, "cannot remove '%s'", from);
+	return 0;
+}
+
+/* First what can go as it is: merging needs room. */
+static int carry_out(struct prune *p, const char *name, struct prune_plan *plan,
+		     struct store_lock *lock, struct usnap_err *err)
+{
+	size_t removed;
+	int r;
+
+	for (;;) {
+		r = store_links_remove(plan->links, &plan->images, plan->remove,
+				       store_lock_fd(lock), &removed);
+		if (r < 0)
+			return usnap_fail_errno(err, r, "cannot remove from '%s/%s'",
+						store_path(p->store), name);
+		if (plan->merge < 0 || (p->interrupted && *p->interrupted))
+			return 0;
+		if ((r = merge(p, name, plan, lock, err)) < 0)
+			return r;
+		prune_plan_free(plan);
+		if ((r = prune_plan_make(plan, p->store, name, &p->rules, p->strict, err)) < 0)
+			return r;
+	}
+}
+
 static int prune_name(struct prune *p, const char *name, struct usnap_err *err)
 {
-	const struct store_lock_options lo = {.no_wait = p->skip_if_busy};
-	struct verdict v = {0};
+	const struct store_lock_options lo = {.no_wait = p->skip_if_busy, .cancel = p->interrupted};
+	struct prune_plan plan;
 	struct store_lock *lock;
-	size_t removed;
+	struct tally all = {0};
 	int r = store_lock(&lock, p->store, name, p->dry_run ? STORE_READ : STORE_REMOVE, &lo, err);
 
 	if (r < 0)
 		return r;
 	if (!p->dry_run)
 		store_clean(store_lock_fd(lock));
-	cleanup_free bool *remove = NULL;
-
-	r = judge(p, name, &v, err);
-	if (r == 0 && !p->dry_run) {
-		remove = calloc(v.images.nr + 1, sizeof(*remove));
-		for (size_t i = 0; remove && i < v.images.nr; i++)
-			remove[i] = !v.keep[i];
-		r = remove ? store_links_remove(v.links, &v.images, remove, store_lock_fd(lock),
-						&removed)
-			   : -ENOMEM;
-		if (r < 0)
-			usnap_fail_errno(err, r, "cannot remove from '%s/%s'", store_path(p->store),
-					 name);
-	}
+	r = prune_plan_make(&plan, p->store, name, &p->rules, p->strict, err);
+	if (r == 0 && !p->quiet && p->dry_run)
+		print_each(&plan, name);
+	if (r == 0)
+		all = count(&plan, NULL);
+	if (r == 0 && !p->dry_run)
+		r = carry_out(p, name, &plan, lock, err);
+	if (r == 0 && !p->quiet)
+		print_summary(p, &plan, name, all, count(&plan, plan.keep));
 	if (r == 0) {
-		if (p->dry_run && !p->quiet)
-			print_each(&v, name);
-		if (!p->quiet)
-			print_summary(p, &v, name);
 		fflush(stdout);
-		warn(p, &v);
+		warn(p, &plan);
 	}
-	verdict_free(&v);
+	prune_plan_free(&plan);
 	store_unlock(lock);
 	return r;
 }
 
 static void prune_names(struct prune *p, char **names, size_t nr, bool given)
 {
-	for (size_t i = 0; i < nr; i++) {
+	for (size_t i = 0; i < nr && !*p->interrupted; i++) {
 		struct usnap_err err = {0};
 		int r = prune_name(p, names[i], &err);
 
@@ -196,6 +209,7 @@ enum {
 	OPT_WITHIN = OPT_COUNT + ARRAY_SIZE(counts),
 	OPT_MAX_SIZE,
 	OPT_STORE,
+	OPT_MERGE,
 	OPT_SKIP
 };
 
@@ -208,6 +222,7 @@ static const struct option options[] = {
 	{"keep-within", required_argument, NULL, OPT_WITHIN},
 	{"max-size", required_argument, NULL, OPT_MAX_SIZE},
 	{"store", required_argument, NULL, OPT_STORE},
+	{"merge", no_argument, NULL, OPT_MERGE},
 	{"skip-if-busy", no_argument, NULL, OPT_SKIP},
 	{"dry-run", no_argument, NULL, 'n'},
 	{"quiet", no_argument, NULL, 'q'},
@@ -262,6 +277,9 @@ static int set(struct prune *p, int o, const char **store, char **argv)
 	case OPT_STORE:
 		*store = optarg;
 		return -1;
+	case OPT_MERGE:
+		p->strict = true;
+		return -1;
 	case OPT_SKIP:
 		p->skip_if_busy = true;
 		return -1;
@@ -294,6 +312,7 @@ static int run_prune(int argc, char **argv)
 			return r;
 	if (retention_is_empty(&p.rules))
 		return cli_usage_error(&cmd_prune, "cannot prune: no rule says what is to be kept");
+	p.interrupted = unattended_catch_signals();
 	if (refs_open_store(&p.store, store, &err) < 0)
 		return msg_failure(&err);
 	if (optind < argc)
@@ -304,6 +323,10 @@ static int run_prune(int argc, char **argv)
 		prune_names(&p, all.name, all.nr, false);
 	store_names_free(&all);
 	store_close(p.store);
+	if (*p.interrupted) {
+		signal(*p.interrupted, SIG_DFL);
+		raise(*p.interrupted);
+	}
 	return p.worst;
 }
 
@@ -319,11 +342,15 @@ const struct cli_command cmd_prune = {
 		"      --keep-within TIME  keep what is at most so much older than the last: 36h,\n"
 		"                        7d, 1M\n"
 		"      --max-size SIZE   of each name, remove the oldest until it takes no more\n"
+		"      --merge           merge images with those they refer to, wherever these\n"
+		"                        would stay for no other reason\n"
 		"      --store DIR       the store, if not the usual one\n"
 		"      --skip-if-busy    pass over names that another run has\n"
 		"  -n, --dry-run         show what would be kept and why, and remove nothing\n"
 		"  -q, --quiet           print nothing but errors\n"
 		"\n"
-		"The last image always stays, and so does what an image that stays refers to.\n",
+		"The last image always stays. What an image that stays refers to stays with it, "
+		"until\n"
+		"merging the two takes less room.\n",
 	.run = run_prune,
 };

@@ -8,6 +8,7 @@
 
 #include "cli/snapshot_parent.h"
 #include "common/util.h"
+#include "store/store_commit.h"
 
 /* Of the process, or of what it was found by: a unit's name says more than "java". */
 static void choose_name(const struct snapshot_args *a, const char *comm, char *ret)
@@ -87,7 +88,7 @@ static int open_in_store(struct snapshot_dest *d, const struct snapshot_args *a,
 	store_clean(store_lock_fd(d->lock));
 	if ((r = store_secret(d->store, &d->seed, err)) < 0 ||
 	    (r = choose_parent(d, a->full_every, err)) < 0 ||
-	    (r = path_of(d, "snapshot.usnap", &d->path, err)) < 0)
+	    (r = store_new_path(d->store, d->name, &d->path, err)) < 0)
 		return r;
 	return output_open(&d->output, d->path, err);
 }
@@ -104,20 +105,10 @@ int snapshot_dest_open(struct snapshot_dest *d, const struct snapshot_args *a, c
 
 static int commit_to_store(struct snapshot_dest *d, struct usnap_err *err)
 {
-	struct usnap_image *img = usnap_image_new();
 	char file[STORE_FILE_LEN + 1];
-	struct usnap_info info;
-	int r;
+	int r = store_commit(d->output, file, err);
 
-	/* Read back: what could not be read must not get a name. */
-	if (!img || (r = usnap_image_open_fd(img, output_fd(d->output), d->path)) < 0 ||
-	    (r = usnap_image_get_info(img, &info, sizeof(info))) < 0)
-		r = usnap_fail(err, img ? r : -ENOMEM, "%s", usnap_image_error(img));
-	else if ((r = store_file_name(info.t0_realtime_ns / 1000000, info.id, file)) < 0)
-		usnap_fail_errno(err, r, "cannot name the image of this time");
-	usnap_image_free(img);
-	if (r < 0 || (r = output_set_name(d->output, file, err)) < 0 ||
-	    (r = output_commit(d->output, err)) < 0 || (r = path_of(d, file, &d->path, err)) < 0)
+	if (r < 0 || (r = path_of(d, file, &d->path, err)) < 0)
 		return r;
 	r = store_set_latest(store_lock_fd(d->lock), file);
 	return r < 0 ? usnap_fail_errno(err, r, "cannot set 'latest' to '%s'", d->path) : 0;

@@ -24,7 +24,7 @@ sh -c 'exit 0' &
 gone=$!
 wait $gone
 refused 1 'no such process' $gone
-exits 2 usnap snapshot nonsense -o to/x.usnap
+refused 1 "none fits name" nonsense
 exits 2 usnap snapshot 0 -o to/x.usnap
 exits 2 usnap snapshot -o to/x.usnap
 exits 2 usnap snapshot 1 2 -o to/x.usnap

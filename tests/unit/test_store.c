@@ -270,7 +270,7 @@ Test(store, finds_the_last_image_at_or_before_a_time)
 		{"-10m", 2},
 		{"-15m", 1},
 		{"-1h", 0},
-		{"-12h", 0},
+		{"-11h", 0},
 		{"-2d", -1},
 		{"001122", -1}, /* two of them */
 		{"0011223", 1},
