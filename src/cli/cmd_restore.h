@@ -19,6 +19,7 @@ struct restore_front {
 	bool progress_started, quiet, detach, stopped;
 	int tty; /* the controlling terminal, when it was ours; or -1 */
 	bool has_modes; /* of the terminal, as we found it */
+	bool alone; /* on the terminal: no part of a pipeline */
 	struct termios modes;
 	pid_t lent_to; /* process group that has it, 0: none */
 };
@@ -28,7 +29,8 @@ void front_begin(struct restore_front *f);
 /* The process, if it is a process group of its own in our session, gets the terminal. */
 void front_lend_terminal(struct restore_front *f, pid_t pid);
 void front_take_terminal(struct restore_front *f);
-/* A restore that failed may have set the modes of the process already. */
+/* As we found it: a restore that failed may have set the modes that the process had, and a process
+ * that was killed leaves them. */
 void front_reset_terminal(struct restore_front *f);
 
 /* Until the process ends. early: a signal that came before. Returns the exit status, or dies of the

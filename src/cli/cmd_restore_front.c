@@ -20,6 +20,7 @@ void front_begin(struct restore_front *f)
 	f->lent_to = 0;
 	f->tty = open("/dev/tty", O_RDWR | O_CLOEXEC | O_NOCTTY);
 	f->has_modes = f->tty >= 0 && tcgetattr(f->tty, &f->modes) == 0;
+	f->alone = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
 }
 
 static bool terminal_is_ours(const struct restore_front *f)
@@ -207,7 +208,11 @@ int front_stand_in(struct restore_front *f, struct restore_watch *w, pid_t pid,
 		while (signals >= 0 && read(signals, &si, sizeof(si)) == (ssize_t)sizeof(si))
 			pass_signal(f, w, pid, &si);
 	}
-	front_take_terminal(f);
+	/* As a shell does. Not where another command of a pipeline may have set it, a pager. */
+	if (f->alone && r > 0)
+		front_reset_terminal(f);
+	else
+		front_take_terminal(f);
 	restore_watch_end(w);
 	return r > 0 ? end_as(status) : EXIT_FAILED;
 }

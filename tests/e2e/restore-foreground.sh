@@ -186,3 +186,55 @@ END
 for how in '' --pid-namespace; do
 	python3 terminal.py "$UFFD_SNAP" "$how" >terminal.log 2>&1 || fail "terminal ($how): $(cat terminal.log)"
 done
+
+# The modes that the process had set are those of the terminal while it runs, and the restorer's own afterwards.
+cat >raw.py <<'END'
+import signal, sys, tty
+tty.setraw(0)
+print("ready", flush=True)
+while True: signal.pause()
+END
+cat >modes.py <<'END'
+import fcntl, os, pty, signal, subprocess, sys, termios, time
+snap, how = sys.argv[1], sys.argv[2].split()
+def run(command):
+    # A shell between, so that the process leads neither session nor group.
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.execvp("sh", ["sh", "-c", command + "; exit $?"])
+    return pid, fd
+def is_raw(fd): return not termios.tcgetattr(fd)[3] & termios.ICANON
+def until(what, condition):
+    end = time.time() + 20
+    while not condition():
+        if time.time() > end: sys.exit("not within 20 s: " + what)
+        time.sleep(0.02)
+def child(pid, name):
+    for line in subprocess.run(["ps", "-eo", "pid=,ppid=,comm="], capture_output=True, text=True).stdout.splitlines():
+        p, parent, comm = line.split(None, 2)
+        if int(parent) == pid and comm == name: return int(p)
+    return None
+if not os.path.exists("raw.usnap"):
+    shell, fd = run("exec 2>&1; python3 raw.py")
+    until("raw", lambda: is_raw(fd))
+    until("a child", lambda: child(shell, "python3"))
+    subprocess.run([snap, "snapshot", "-q", "--kill", str(child(shell, "python3")), "-o", "raw.usnap"], check=True)
+    os.waitpid(shell, 0)
+    os.close(fd)
+shell, fd = run("%s restore -q %s raw.usnap" % (snap, " ".join(how)))
+number = fcntl.ioctl(fd, 0x80045430, bytes(4)) # TIOCGPTN
+keep = os.open("/dev/pts/%d" % int.from_bytes(number, sys.byteorder), os.O_RDWR | os.O_NOCTTY)
+if is_raw(keep): sys.exit("raw from the start")
+until("raw again", lambda: is_raw(keep))
+until("a restorer", lambda: child(shell, "uffd-snap"))
+restorer = child(shell, "uffd-snap")
+while restorer and child(restorer, "uffd-snap"): restorer = child(restorer, "uffd-snap")
+until("the process", lambda: child(restorer, "python3"))
+os.kill(child(restorer, "python3"), signal.SIGKILL)
+if os.waitstatus_to_exitcode(os.waitpid(shell, 0)[1]) != 137: sys.exit("another exit status")
+if is_raw(keep): sys.exit("the terminal was left in raw mode")
+END
+need ps
+for how in '' --pid-namespace; do
+	timeout 60 python3 modes.py "$UFFD_SNAP" "$how" >modes.log 2>&1 || fail "modes of the terminal ($how): $(cat modes.log)"
+done
