@@ -155,6 +155,10 @@ static int show_plan(const struct restore *r, const struct restore_args *a)
 		show_text(p[i].kind);
 		fputs(": ", stdout);
 		show_text(p[i].detail);
+		if (p[i].hint) {
+			fputs("; ", stdout);
+			show_text(p[i].hint);
+		}
 		putchar('\n');
 	}
 	json_decref(o);

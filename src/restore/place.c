@@ -102,11 +102,12 @@ static int plan_pids(struct restore *r, struct place *p, struct usnap_err *err)
 		code = check_numbers(r, p, err);
 	if (code <= 0)
 		return code;
-	if (r->o->pids == RESTORE_PIDS_SAME)
-		return restore_problem(r, RESTORE_FATAL, "pid",
-				       "%s; without --same-pid a PID namespace gives the process "
-				       "its numbers",
-				       p->why);
+	if (r->o->pids == RESTORE_PIDS_SAME) {
+		code = restore_problem(r, RESTORE_FATAL, "pid", "%s", p->why);
+		return code < 0 ? code
+				: restore_problem_hint(r, "without --same-pid a PID namespace "
+							  "gives the process its numbers");
+	}
 	p->spaces.pids = true;
 	p->spaces.users = !place_capable(CAP_SYS_ADMIN);
 	if (r->pid == 1)
@@ -123,9 +124,11 @@ static int try_spaces(struct restore *r, struct place *p)
 	struct usnap_err why = {0};
 
 	s.clocks = false;
-	if (s.pids && place_try(&s, &why) < 0)
-		return restore_problem(r, RESTORE_FATAL, "pid-namespace", "%s, and here: %s%s%s",
-				       why.text, p->why, why.hint[0] ? "; " : "", why.hint);
+	if (s.pids && place_try(&s, &why) < 0) {
+		int code = restore_problem(r, RESTORE_FATAL, "pid-namespace", "%s, and here: %s",
+					   why.text, p->why);
+		return code < 0 ? code : restore_problem_hint(r, "%s", why.hint);
+	}
 	s.clocks = p->spaces.clocks;
 	if (s.clocks && place_try(&s, &why) < 0) {
 		p->spaces.clocks = false;

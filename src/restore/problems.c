@@ -46,6 +46,26 @@ int restore_problem(struct restore *r, enum restore_severity severity, const cha
 	return 0;
 }
 
+int restore_problem_hint(struct restore *r, const char *fmt, ...)
+{
+	struct restore_problem *p = &r->problems[r->nr_problems - 1];
+	char *text;
+	va_list ap;
+
+	va_start(ap, fmt);
+	int n = vasprintf(&text, fmt, ap);
+	va_end(ap);
+	if (n < 0)
+		return -ENOMEM;
+	free(p->hint);
+	p->hint = text;
+	if (!n) {
+		free(text);
+		p->hint = NULL;
+	}
+	return 0;
+}
+
 /* Judged anew by the parts of a restore, which know this machine. */
 static bool judged_now(const char *kind)
 {
@@ -104,6 +124,8 @@ int problems_refuse(const struct restore *r, struct usnap_err *err)
 	else
 		usnap_fail(err, -EOPNOTSUPP, "cannot restore '%s': %s: %s (and %zu more)",
 			   r->o->image, first->kind, first->detail, n - 1);
+	if (first->hint)
+		return usnap_hint(err, n > 1 ? "%s; --dry-run lists all" : "%s", first->hint);
 	if (first->severity == RESTORE_REFUSE)
 		return usnap_hint(err, "--dry-run lists all; --ignore %s goes on without",
 				  first->kind);
@@ -121,6 +143,7 @@ void problems_free(struct restore *r)
 	for (size_t i = 0; i < r->nr_problems; i++) {
 		free(r->problems[i].kind);
 		free(r->problems[i].detail);
+		free(r->problems[i].hint);
 	}
 	free(r->problems);
 	r->problems = NULL;

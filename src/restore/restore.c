@@ -86,7 +86,8 @@ int restore_plan(struct restore **ret, const struct restore_options *options, st
 	if ((code = open_image(r, err)) < 0 || (code = plan_numbers(r, err)) < 0 ||
 	    (code = problems_from_image(r, err)) < 0 || (code = place_plan(r, err)) < 0 ||
 	    (code = rproc_plan(r, err)) < 0 || (code = rfiles_plan(r, err)) < 0 ||
-	    (code = rmem_plan(r, err)) < 0 || (code = rthreads_plan(r, err)) < 0) {
+	    (code = rmem_plan(r, err)) < 0 || (code = rmem_judge_peers(r, err)) < 0 ||
+	    (code = rthreads_plan(r, err)) < 0) {
 		restore_free(r);
 		return code;
 	}
@@ -104,9 +105,10 @@ json_t *restore_describe(const struct restore *r)
 		static const char *const names[] = {"note", "refuse", "fatal"};
 		const struct restore_problem *p = &r->problems[i];
 
-		json_array_append_new(list, json_pack("{s:s,s:s,s:s,s:b}", "what", p->kind,
-						      "detail", p->detail, "severity",
-						      names[p->severity], "ignored", p->ignored));
+		json_array_append_new(list,
+				      json_pack("{s:s,s:s,s:s,s:s*,s:b}", "what", p->kind, "detail",
+						p->detail, "severity", names[p->severity], "hint",
+						p->hint, "ignored", p->ignored));
 	}
 	place_describe(r, o);
 	rproc_describe(r, o);

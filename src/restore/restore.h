@@ -64,6 +64,7 @@ enum restore_severity {
 
 struct restore_problem {
 	char *kind, *detail; /* kind: as in limits_of_restore[] of process.json */
+	char *hint; /* what to do about it, or NULL */
 	enum restore_severity severity;
 	bool ignored;
 };

@@ -63,6 +63,9 @@ struct restore {
 /* Adds a problem; ignored when its kind is among the options' and it is no fatal one. */
 int restore_problem(struct restore *r, enum restore_severity severity, const char *kind,
 		    const char *fmt, ...) __attribute__((format(printf, 4, 5)));
+/* What to do about the problem that was added last; empty: nothing that is known. */
+int restore_problem_hint(struct restore *r, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
 /* Takes over limits_of_restore[] of the image (severity "consistency": a note). Kinds that a part
  * judges itself, now and here, are left out. */
 int problems_from_image(struct restore *r, struct usnap_err *err);

@@ -88,20 +88,28 @@ static int check_content(struct restore *r, const struct rdesc *d, const struct 
 	return 0;
 }
 
+/* Of a file that cannot be had; ret: of adding the problem. */
+static int suggest_another(struct restore *r, const struct rdesc *d, int ret, struct usnap_err *err)
+{
+	if (ret < 0)
+		return ret;
+	ret = restore_problem_hint(r, "--fd %d=PATH gives it another file", d->fd);
+	return ret < 0 ? usnap_fail_errno(err, ret, "cannot restore the descriptors") : 0;
+}
+
 static int check_permission(struct restore *r, const struct rdesc *d, struct usnap_err *err)
 {
 	int mode = (rdesc_reads(d) ? R_OK : 0) | (rdesc_writes(d) ? W_OK : 0);
 
 	if (d->flags & O_PATH || faccessat(AT_FDCWD, d->path, mode, AT_EACCESS) == 0)
 		return 0;
-	return rfile_problem(r, err, RESTORE_FATAL, "no-permission",
-			     "fd %d: '%s' cannot be opened for %s: %s; --fd %d=PATH gives it "
-			     "another file",
-			     d->fd, d->path,
-			     mode == (R_OK | W_OK) ? "reading and writing"
-			     : mode == W_OK	   ? "writing"
-						   : "reading",
-			     strerror(errno), d->fd);
+	int ret = rfile_problem(r, err, RESTORE_FATAL, "no-permission",
+				"fd %d: '%s' cannot be opened for %s: %s", d->fd, d->path,
+				mode == (R_OK | W_OK) ? "reading and writing"
+				: mode == W_OK	      ? "writing"
+						      : "reading",
+				strerror(errno));
+	return suggest_another(r, d, ret, err);
 }
 
 static bool same_type(const struct rdesc *d, const struct stat *st)
@@ -119,21 +127,21 @@ int rpath_plan(struct restore *r, struct rdesc *d, struct usnap_err *err)
 
 	if (ret < 0)
 		return ret;
-	if (d->path[0] != '/' || lstat(d->path, &st) < 0)
-		return rfile_problem(
-			r, err, RESTORE_FATAL, "missing-file",
-			"fd %d: '%s': %s; --fd %d=PATH gives it another file", d->fd, d->path,
-			d->path[0] == '/' ? strerror(errno) : "has no path here", d->fd);
-	if (!same_type(d, &st))
-		return rfile_problem(r, err, RESTORE_FATAL, "replaced-file",
-				     "fd %d: '%s' is no longer a %s; --fd %d=PATH gives it another "
-				     "file",
-				     d->fd, d->path,
-				     d->kind == RFILE_REGULAR	  ? "regular file"
-				     : d->kind == RFILE_DIRECTORY ? "directory"
-				     : d->kind == RFILE_FIFO	  ? "FIFO"
-								  : "device of this kind",
-				     d->fd);
+	if (d->path[0] != '/' || lstat(d->path, &st) < 0) {
+		ret = rfile_problem(r, err, RESTORE_FATAL, "missing-file", "fd %d: '%s': %s", d->fd,
+				    d->path,
+				    d->path[0] == '/' ? strerror(errno) : "has no path here");
+		return suggest_another(r, d, ret, err);
+	}
+	if (!same_type(d, &st)) {
+		ret = rfile_problem(r, err, RESTORE_FATAL, "replaced-file",
+				    "fd %d: '%s' is no longer a %s", d->fd, d->path,
+				    d->kind == RFILE_REGULAR	 ? "regular file"
+				    : d->kind == RFILE_DIRECTORY ? "directory"
+				    : d->kind == RFILE_FIFO	 ? "FIFO"
+								 : "device of this kind");
+		return suggest_another(r, d, ret, err);
+	}
 	if (d->kind == RFILE_REGULAR && (ret = check_content(r, d, &st, err)) < 0)
 		return ret;
 	return check_permission(r, d, err);

@@ -179,8 +179,9 @@ static int check_address(struct rsockets *s, struct restore *r, const struct rso
 		close(fd);
 	if (ret == 0)
 		return 0;
-	return restore_problem(r, RESTORE_FATAL, ret == -EADDRINUSE ? "address-in-use" : "address",
-			       "fd %d: %s%s%s", x->fd, why.text, why.hint[0] ? "; " : "", why.hint);
+	ret = restore_problem(r, RESTORE_FATAL, ret == -EADDRINUSE ? "address-in-use" : "address",
+			      "fd %d: %s", x->fd, why.text);
+	return ret < 0 ? ret : restore_problem_hint(r, "%s", why.hint);
 }
 
 static bool sent_from_inside(const struct rsockets *s, const struct rsock_message *m)
