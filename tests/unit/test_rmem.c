@@ -16,6 +16,9 @@
 	"\"env_start\":\"0x7ffd1010\",\"env_end\":\"0x7ffd1020\"}"
 #define ANON(start, end)                                                                           \
 	"{\"start\":\"" start "\",\"end\":\"" end "\",\"prot\":\"rw-\",\"kind\":\"anonymous\"}"
+#define GUARDED(list)                                                                              \
+	"{\"start\":\"0x10000000\",\"end\":\"0x10040000\",\"prot\":\"rw-\","                       \
+	"\"kind\":\"anonymous\",\"guards\":[" list "]}"
 #define HEAP_MAP ANON("0x10000000", "0x10040000")
 
 struct planned {
@@ -113,6 +116,21 @@ Test(rmem, refuses_regions_that_cannot_be)
 		/* pages of no region */
 		{"{\"maps\":[" ANON("0x20000000", "0x20001000") "]," MM "}", -EBADMSG},
 		{"{\"maps\":[" ANON("0x10000000", "0x10002000") "]," MM "}", -EBADMSG},
+		/* guard markers: out of the region, in disorder, no pages, no pairs */
+		{"{\"maps\":[" GUARDED("[\"0x1000f000\",\"0x10041000\"]") "]," MM "}", -EBADMSG},
+		{"{\"maps\":[" GUARDED("[\"0xffff000\",\"0x10001000\"]") "]," MM "}", -EBADMSG},
+		{"{\"maps\":[" GUARDED("[\"0x10005000\",\"0x10006000\"],"
+				       "[\"0x10004000\",\"0x10005000\"]") "]," MM "}",
+		 -EBADMSG},
+		{"{\"maps\":[" GUARDED("[\"0x10005000\",\"0x10005000\"]") "]," MM "}", -EBADMSG},
+		{"{\"maps\":[" GUARDED("[\"0x10005000\",\"0x10005800\"]") "]," MM "}", -EBADMSG},
+		{"{\"maps\":[" GUARDED("[\"0x10005000\"]") "]," MM "}", -EBADMSG},
+		{"{\"maps\":[" GUARDED("[268455936,268460032]") "]," MM "}", -EBADMSG},
+		{"{\"maps\":[" GUARDED("7") "]," MM "}", -EBADMSG},
+		/* pages of a file that is mapped shared */
+		{"{\"maps\":[{\"start\":\"0x10000000\",\"end\":\"0x10040000\",\"prot\":\"rw-\","
+		 "\"kind\":\"file-shared\",\"shared\":true,\"path\":\"/etc/hostname\"}]," MM "}",
+		 -EBADMSG},
 		/* fields */
 		{"{\"maps\":[{\"start\":\"0x10000000\",\"end\":\"0x10040000\",\"prot\":\"rwxp\","
 		 "\"kind\":\"anonymous\"}]," MM "}",
@@ -149,6 +167,21 @@ Test(rmem, refuses_regions_that_cannot_be)
 		cr_assert(p.err.text[0]);
 		forget(&p);
 	}
+}
+
+Test(rmem, takes_guard_markers_as_they_are_listed)
+{
+	struct planned p = {0};
+
+	plan(&p, "{\"maps\":[" GUARDED("[\"0x10005000\",\"0x10007000\"],"
+				       "[\"0x1003f000\",\"0x10040000\"]") "]," MM "}");
+	cr_assert_eq(p.ret, 0, "%s", p.err.text);
+	/* None: this kernel cannot have them. */
+	const struct rmem_region *g = p.r.mem->regions;
+	cr_assert(g->nr_guards == 2 || p.r.nr_problems);
+	cr_assert_eq(g->guards[0].start, 0x10005000);
+	cr_assert_eq(g->guards[1].end, 0x10040000);
+	forget(&p);
 }
 
 Test(rmem, says_which_mapped_file_is_missing_or_another)
