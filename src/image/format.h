@@ -63,7 +63,7 @@ enum {
 	FORMAT_MAX_COMMIT = 16 << 20,
 	FORMAT_MAX_NOTES = 1 << 20,
 	FORMAT_MAX_NAME = 99, /* of a member: a plain ustar header holds it */
-	/* No index of a real process shrinks by more than some 20. */
+	/* No index of a real process shrinks by more than some 40: equal pages differ in address. */
 	FORMAT_MAX_INDEX_RATIO = 256,
 	FORMAT_MAX_IMAGES = 65536, /* in an index */
 };

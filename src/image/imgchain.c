@@ -178,7 +178,8 @@ static int add_place(struct usnap_image *img, const char *path)
 	return 0;
 }
 
-/* Where the file lies that is open, whatever links led to it. */
+/* Where the file lies that is open, whatever links led to it. Without a /proc that knows us, as
+ * between PID namespaces, by its name. */
 static char *own_directory(const struct usnap_image *img)
 {
 	char *path = NULL, *slash, link[64];
@@ -186,8 +187,10 @@ static char *own_directory(const struct usnap_image *img)
 	snprintf(link, sizeof(link), "/proc/self/fd/%d", img->fd);
 	if (io_readlink_at(AT_FDCWD, link, &path) < 0 || path[0] != '/') {
 		free(path);
-		return NULL;
+		path = realpath(img->name, NULL);
 	}
+	if (!path)
+		return NULL;
 	slash = strrchr(path, '/');
 	slash[slash == path] = '\0';
 	return path;
