@@ -36,6 +36,7 @@ const char *const kinds[] = {
 	"seccomp-strict",
 	"secret-memory",
 	"shadow-stack",
+	"shared-memory-in-use",
 	"signal-actions",
 	"socket-family",
 	"socket-protocol",

@@ -7,6 +7,8 @@
 #include "restore/restore_internal.h"
 
 int rmem_plan(struct restore *r, struct usnap_err *err);
+/* Adds problems for shared memory that others have mapped as well. */
+int rmem_judge_peers(struct restore *r, struct usnap_err *err);
 void rmem_free(struct rmem *m);
 
 /* Ranges that the stub must keep away from, sorted. Owned by m. */
