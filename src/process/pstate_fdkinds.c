@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/sysmacros.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "common/compat.h"
@@ -174,6 +175,28 @@ static void collect_owner(struct fd_state *f, int fd)
 	f->owner_sig = fcntl(fd, F_GETSIG);
 }
 
+/* Periodic, and it has gone off since it was read: the kernel has stopped it, and shows no time. */
+static bool timer_waits_for_reader(const struct fd_state *f)
+{
+	const char *value = text_line(span_text(f->info), "it_value");
+	const char *interval = text_line(span_text(f->info), "it_interval");
+
+	return value && interval && has_prefix(value, "(0, 0)") && !has_prefix(interval, "(0, 0)");
+}
+
+/* Asked for the time that is left, the kernel counts the periods that have passed and starts the
+ * timer again, as it does at a read, but leaves the count to be read: the target sees no
+ * difference. */
+static void collect_timer(struct pstate *ps, struct fd_state *f, int fd)
+{
+	struct itimerspec now;
+	char name[16];
+
+	snprintf(name, sizeof(name), "%d", f->fd);
+	if (timerfd_gettime(fd, &now) == 0)
+		arena_read_at(&ps->arena, ps->fdinfo_dir, name, &f->info);
+}
+
 static bool needs_duplicate(const struct fd_state *f)
 {
 	if (f->flags & O_PATH)
@@ -188,6 +211,8 @@ static bool needs_duplicate(const struct fd_state *f)
 		return socket_needs_query(f);
 	case FD_CHAR:
 		return f->has_stat && is_terminal_number(f->st.st_rdev);
+	case FD_TIMERFD:
+		return timer_waits_for_reader(f);
 	case FD_MEMFD:
 	case FD_INOTIFY:
 		return true;
@@ -220,6 +245,10 @@ void fd_collect_kind(struct pstate *ps, struct fd_state *f)
 	case FD_MEMFD:
 		f->seals = fcntl(fd, F_GET_SEALS);
 		f->has_seals = f->seals >= 0;
+		break;
+	case FD_TIMERFD:
+		if (timer_waits_for_reader(f))
+			collect_timer(ps, f, fd);
 		break;
 	case FD_INOTIFY:
 		if (ioctl(fd, FIONREAD, &f->pipe_queued) < 0)

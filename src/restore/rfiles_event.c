@@ -114,10 +114,10 @@ static uint64_t clock_at_t0(const struct restore *r, int64_t clock)
 }
 
 /* A timer that was set to go off at a time of the clock goes off at that time, at once when it is
- * over; any other after the time that was left.
+ * over; any other after the time that was left. The ticks that wait to be read are those that were.
  *
- * One that has gone off and waits to be read counts its ticks. If it is periodic, the kernel sets
- * it again as it is read, and when the next period began is not known: it begins now. */
+ * A periodic one with ticks and no time: an image from before the time was asked for. Its period
+ * begins now. */
 int rtimerfd_finish(struct finish *f, const struct rdesc *d)
 {
 	const struct rtimerfd *t = d->state;

@@ -472,16 +472,31 @@ static void timerfd_periodic(void)
 static void timerfd_expired(void)
 {
 	struct itimerspec t = {.it_value = {0, 10 * MS}};
+	struct itimerspec hour = {.it_value = {0, 10 * MS}, .it_interval = {3600, 0}};
 	int fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+	int periodic = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
 	struct pollfd p = {.fd = fd, .events = POLLIN};
 	uint64_t n;
 
 	must(fd >= 0 && timerfd_settime(fd, 0, &t, NULL) == 0);
 	must(poll(&p, 1, 60000) == 1);
+	p.fd = periodic;
+	must(periodic >= 0 && timerfd_settime(periodic, 0, &hour, NULL) == 0);
+	must(poll(&p, 1, 60000) == 1);
+	must(nanosleep(&(struct timespec){1, 0}, NULL) == 0);
 	work_wait();
+	must(poll(&p, 1, 60000) == 1);
+	p.fd = fd;
 	must(poll(&p, 1, 60000) == 1);
 	must(read(fd, &n, 8) == 8 && n == 1);
 	must(read(fd, &n, 8) < 0 && errno == EAGAIN);
+	/* Of a period, the part that was over stays over. */
+	must(timerfd_gettime(periodic, &t) == 0);
+	int64_t left = from_timespec(t.it_value);
+	must(left <= 3599 * WORK_SECOND && left > 3000 * WORK_SECOND);
+	must(from_timespec(t.it_interval) == 3600 * WORK_SECOND);
+	must(read(periodic, &n, 8) == 8 && n == 1);
+	must(read(periodic, &n, 8) < 0 && errno == EAGAIN);
 }
 
 static const struct work works[] = {
