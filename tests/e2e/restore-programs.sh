@@ -44,7 +44,7 @@ memcached_there() {
 	esac
 	wait_until 20 items
 	for ((g = 1; g <= n; g++)); do
-		"$WORKLOADS/kvhistory" --memcached "${where[@]}" --write history >load.out 2>load.err &
+		"$WORKLOADS/kvhistory" --memcached "${where[@]}" --run "$g" --write history >load.out 2>load.err &
 		load=$!
 		adopt $load
 		wait_until 30 grep -q ready load.out
@@ -52,7 +52,7 @@ memcached_there() {
 		snapshot_kill load.usnap
 		wait $load || fail "$(cat load.out load.err)"
 		restore_image load.usnap
-		timeout 60 "$WORKLOADS/kvhistory" --memcached "${where[@]}" --check history \
+		timeout 60 "$WORKLOADS/kvhistory" --memcached "${where[@]}" --run "$g" --check history \
 			--t0 "$(t0_of load.usnap)" >check.out 2>&1 ||
 			fail "memcached, generation $g: $(cat load.out check.out)"
 		"$WORKLOADS/kvload" --memcached "${where[@]}" --clients 50 --seconds 0.3 --limit 10000 \

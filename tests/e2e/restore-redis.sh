@@ -45,7 +45,7 @@ other_address() {
 under_load() {
 	local load
 	rm -f history load.out
-	"$WORKLOADS/kvhistory" "${where[@]}" --write history >load.out 2>load.err &
+	"$WORKLOADS/kvhistory" "${where[@]}" --run "$g" --write history >load.out 2>load.err &
 	load=$!
 	adopt $load
 	wait_until 30 grep -q ready load.out
@@ -61,7 +61,7 @@ under_load() {
 	wait $load || fail "$(cat load.out load.err)"
 	restore_image load.usnap
 	other_address
-	timeout 60 "$WORKLOADS/kvhistory" "${where[@]}" --check history --t0 "$(t0_of load.usnap)" \
+	timeout 60 "$WORKLOADS/kvhistory" "${where[@]}" --run "$g" --check history --t0 "$(t0_of load.usnap)" \
 		>check.out 2>&1 || fail "generation $g: $(cat load.out check.out)"
 	# The connections of then were closed by the peer, and the server has noticed.
 	wait_until 10 _info_is clients connected_clients 1

@@ -10,6 +10,8 @@
  *				it holds must be a value that it could have had
  *				at that instant (CLOCK_MONOTONIC).
  *
+ * Runs with different numbers have different keys.
+ *
  * Exit 1 when a value, or an answer, is not what it must be.
  */
 #include <errno.h>
@@ -55,7 +57,7 @@ static struct write *writes;
 static size_t nr_writes, room;
 static struct {
 	const char *path, *write, *check;
-	unsigned port, nr;
+	unsigned port, nr, run;
 	uint64_t t0;
 	bool memcached;
 } opt = {.nr = 50};
@@ -103,6 +105,11 @@ static int make_value(char *buf, unsigned client, unsigned key, unsigned n)
 	return len;
 }
 
+static int make_name(char *buf, size_t size, unsigned client, unsigned key)
+{
+	return snprintf(buf, size, "kvh:%u:%u:%u", opt.run, client, key);
+}
+
 /* ---- writing ------------------------------------------------------------------- */
 
 static struct write *new_write(void)
@@ -123,10 +130,14 @@ static void begin_write(struct client *c)
 	struct write *w = new_write();
 	int len = make_value(value, id, key, ++c->n[key]);
 
-	len = snprintf(req, sizeof(req),
-		       opt.memcached ? "set kvh:%u:%u 0 0 %d\r\n%.*s\r\n"
-				     : "*3\r\n$3\r\nSET\r\n$12\r\nkvh:%04u:%03u\r\n$%d\r\n%.*s\r\n",
-		       id, key, len, len, value);
+	char name[64];
+	int name_len = make_name(name, sizeof(name), id, key);
+	if (opt.memcached)
+		len = snprintf(req, sizeof(req), "set %s 0 0 %d\r\n%.*s\r\n", name, len, len,
+			       value);
+	else
+		len = snprintf(req, sizeof(req), "*3\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n%.*s\r\n",
+			       name_len, name, len, len, value);
 	*w = (struct write){.client = id, .key = key, .n = c->n[key], .begin_ns = clock_ns()};
 	c->current = nr_writes - 1;
 	c->nr_got = 0;
@@ -228,11 +239,11 @@ static void read_history(void)
 /* One value, or none (0 bytes). */
 static size_t read_key(int fd, unsigned client, unsigned key, char *buf)
 {
-	char req[64], *value;
+	char req[128], name[64], *value;
 	size_t got = 0, want;
-	int len = snprintf(req, sizeof(req),
-			   opt.memcached ? "get kvh:%u:%u\r\n" : "GET kvh:%04u:%03u\r\n", client,
-			   key);
+
+	make_name(name, sizeof(name), client, key);
+	int len = snprintf(req, sizeof(req), "%s %s\r\n", opt.memcached ? "get" : "GET", name);
 
 	if (send(fd, req, (size_t)len, MSG_NOSIGNAL) != len)
 		die("ask");
@@ -297,7 +308,7 @@ int main(int argc, char **argv)
 	static const struct option options[] = {
 		{"unix", 1, NULL, 'u'},	 {"port", 1, NULL, 'p'},  {"memcached", 0, NULL, 'm'},
 		{"write", 1, NULL, 'w'}, {"check", 1, NULL, 'c'}, {"t0", 1, NULL, 't'},
-		{NULL, 0, NULL, 0}};
+		{"run", 1, NULL, 'r'},	 {NULL, 0, NULL, 0}};
 	int c;
 
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -313,11 +324,13 @@ int main(int argc, char **argv)
 			opt.check = optarg;
 		else if (c == 't')
 			opt.t0 = strtoull(optarg, NULL, 10);
+		else if (c == 'r')
+			opt.run = (unsigned)atoi(optarg);
 		else
 			return 2;
 	}
 	if ((!opt.path && !opt.port) || !opt.write == !opt.check) {
-		fprintf(stderr, "usage: kvhistory --unix PATH | --port N [--memcached]\n"
+		fprintf(stderr, "usage: kvhistory --unix PATH | --port N [--memcached] [--run N]\n"
 				"       --write FILE | --check FILE --t0 NS\n");
 		return 2;
 	}
