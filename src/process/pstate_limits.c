@@ -255,6 +255,29 @@ static void limit_init(const struct pstate *ps, json_t *l)
 			  "it is the first process of its PID namespace");
 }
 
+/* CLOCK_THREAD_CPUTIME_ID as the kernel keeps it: the thread that made the timer, and /proc does not
+ * say which that was. */
+#define OWN_CPU_TIME (-2)
+
+static void limit_timers(const struct pstate *ps, json_t *l)
+{
+	size_t unknown = 0, whose = 0;
+
+	for (size_t i = 0; i < ps->signals.nr_timers; i++) {
+		unknown += !ps->signals.timers[i].has_time;
+		whose += ps->signals.timers[i].clock == OWN_CPU_TIME;
+	}
+	if (unknown)
+		limit_add(l, "posix-timers", "refuse",
+			  "%zu timers could not be asked for the time that is left", unknown);
+	/* One thread can only have made it itself. */
+	if (whose && ps->nr_threads > 1)
+		limit_add(l, "posix-timers", "refuse",
+			  "%zu timers count the CPU time of a thread that cannot be told "
+			  "(ignored: of the main thread)",
+			  whose);
+}
+
 static void limit_process(const struct pstate *ps, json_t *l)
 {
 	limit_namespaces(ps, l);
@@ -263,12 +286,7 @@ static void limit_process(const struct pstate *ps, json_t *l)
 		limit_add(l, "deleted-directory", "refuse", "its working directory %s", ps->cwd);
 	if (ps->children && strspn(ps->children, " ") != strlen(ps->children))
 		limit_add(l, "children", "refuse", "it has children: %s", ps->children);
-	size_t unknown = 0;
-	for (size_t i = 0; i < ps->signals.nr_timers; i++)
-		unknown += !ps->signals.timers[i].has_time;
-	if (unknown)
-		limit_add(l, "posix-timers", "refuse",
-			  "%zu timers could not be asked for the time that is left", unknown);
+	limit_timers(ps, l);
 	if (!ps->files.has_kcmp)
 		limit_add(l, "shared-offsets", "note",
 			  "the kernel has no kcmp: descriptors that share an "
