@@ -8,6 +8,7 @@ LIBDIR  ?= $(PREFIX)/lib
 INCDIR  ?= $(PREFIX)/include
 MANDIR  ?= $(PREFIX)/share/man
 BASHCOMPDIR ?= $(PREFIX)/share/bash-completion/completions
+EXAMPLEDIR  ?= $(PREFIX)/share/doc/uffd-snap/examples
 ZSHCOMPDIR  ?= $(PREFIX)/share/zsh/site-functions
 DESTDIR ?=
 
@@ -51,6 +52,7 @@ CHECKERS  := $(patsubst %.c,$(B)/%,$(wildcard tests/checkers/*.c))
 STRESSES  := $(patsubst %.c,$(B)/%,$(wildcard tests/stress/*.c))
 FUZZERS   := $(patsubst %.c,$(B)/%,$(wildcard tests/fuzz/fuzz_*.c))
 MANS      := $(wildcard man/*.[1357])
+EXAMPLES  := $(wildcard scripts/examples/*)
 
 FUZZ_SECONDS ?= 600
 
@@ -170,6 +172,9 @@ install: all ## install below DESTDIR and PREFIX (/usr/local)
 	for m in $(MANS); do install -D -m 644 "$$m" "$(DESTDIR)$(MANDIR)/man$${m##*.}/$${m##*/}" || exit 1; done
 	install -D -m 644 scripts/completions/uffd-snap.bash "$(DESTDIR)$(BASHCOMPDIR)/uffd-snap"
 	install -D -m 644 scripts/completions/_uffd-snap "$(DESTDIR)$(ZSHCOMPDIR)/_uffd-snap"
+	install -d "$(DESTDIR)$(EXAMPLEDIR)"
+	for e in $(EXAMPLES); do sed 's|/usr/local/bin/|$(BINDIR)/|' "$$e" >"$(DESTDIR)$(EXAMPLEDIR)/$${e##*/}" && \
+		chmod 644 "$(DESTDIR)$(EXAMPLEDIR)/$${e##*/}" || exit 1; done
 
 uninstall: ## remove what install put there
 	rm -f "$(DESTDIR)$(BINDIR)/uffd-snap" "$(DESTDIR)$(LIBDIR)/$(LIB_SO)" \
@@ -177,6 +182,7 @@ uninstall: ## remove what install put there
 		"$(DESTDIR)$(LIBDIR)/libuffd-snap.a" "$(DESTDIR)$(LIBDIR)/pkgconfig/libuffd-snap.pc" \
 		"$(DESTDIR)$(INCDIR)/uffd-snap.h" "$(DESTDIR)$(BASHCOMPDIR)/uffd-snap" \
 		"$(DESTDIR)$(ZSHCOMPDIR)/_uffd-snap"
+	for e in $(EXAMPLES); do rm -f "$(DESTDIR)$(EXAMPLEDIR)/$${e##*/}"; done
 	for m in $(MANS); do rm -f "$(DESTDIR)$(MANDIR)/man$${m##*.}/$${m##*/}"; done
 
 clean: ## remove build/

@@ -1,0 +1,87 @@
+#!/bin/bash
+# A real cron daemon takes and prunes snapshots with the lines of the example, and so does what the systemd service runs.
+# timeout: 200
+. "$(dirname "$0")/../lib.sh"
+
+[ "$(id -u)" -eq 0 ] || skip 'cron needs root'
+need cron unshare setpriv
+unshare -m true 2>/dev/null || skip 'no mount namespace can be made'
+
+cp "$WORKLOADS/witness" ./usnapcron
+./usnapcron >ready 2>&1 &
+pid=$!
+adopt $pid
+wait_until 10 grep -q ready ready
+export UFFD_SNAP_STORE=$PWD/store
+
+# --- cron -----------------------------------------------------------------------
+
+# The example's lines, each minute, with this program and this target.
+sed -e "s|^UFFD_SNAP_STORE=.*|UFFD_SNAP_STORE=$PWD/store|" -e "s|/usr/local/bin/uffd-snap|$UFFD_SNAP|" \
+	-e "s|redis-server|$PWD/usnapcron|" -e 's|^\*/5 |* |' -e 's|^2 \* |* * |' \
+	"$TOP/scripts/examples/uffd-snap.cron" >crontab
+grep -c "$UFFD_SNAP" crontab | grep -qx 3 || fail 'the example has other lines than expected'
+# Takes mail for what is printed.
+printf '#!/bin/sh\ncat >>%q/mail\n' "$PWD" >sendmail
+chmod 755 sendmail
+cat >under <<END
+set -e
+mount --make-rprivate /
+for d in /etc/cron.d /etc/cron.hourly /etc/cron.daily /etc/cron.weekly /etc/cron.monthly /var/spool/cron /run; do
+	[ ! -d \$d ] || mount -t tmpfs none \$d
+done
+mkdir -p /var/spool/cron/crontabs
+: >empty
+[ ! -e /etc/crontab ] || mount --bind empty /etc/crontab
+[ ! -e /usr/sbin/sendmail ] || mount --bind sendmail /usr/sbin/sendmail
+install -m 644 crontab /etc/cron.d/uffd-snap
+exec cron -f
+END
+# Both lines come in the same minute here: there is something to be pruned.
+usnap snapshot -q --exe "$PWD/usnapcron" --name redis
+start unshare -m bash under
+cron_pid=$started
+taken() { [ "$(usnap list -q redis | wc -l)" -eq 2 ]; }
+wait_until 90 taken
+kill -0 $cron_pid || fail "cron ended: $(cat "$started_log")"
+stop $cron_pid
+[ ! -s mail ] || fail "cron had something to tell: $(cat mail)"
+usnap verify -q redis
+exits 0 usnap list redis
+says out ' full '
+
+# --- systemd ------------------------------------------------------------------------
+
+# Its variables and the lines it runs, as it would expand them, with its capabilities.
+unit="$TOP/scripts/examples/uffd-snap@.service"
+caps=$(sed -n 's/^CapabilityBoundingSet=//p' "$unit" | tr A-Z a-z | sed 's/cap_/+/g; s/ /,/g')
+sed -n 's/^Environment=//p' "$unit" | sed 's/^"\(.*\)"$/\1/' >variables
+UFFD_SNAP_OPTIONS=$(sed -n 's/^UFFD_SNAP_OPTIONS=//p' variables)
+UFFD_SNAP_KEEP=$(sed -n 's/^UFFD_SNAP_KEEP=//p' variables)
+sed -n 's/^ExecStart=//p' "$unit" >lines
+same 'lines of the service' "$(wc -l <lines)" 2
+while read -r line; do
+	line=${line//%i/witness}
+	line=${line/--unit witness/--exe "$PWD/usnapcron"}
+	line=${line/\/usr\/local\/bin\/uffd-snap/$UFFD_SNAP}
+	line=${line/\$UFFD_SNAP_OPTIONS/$UFFD_SNAP_OPTIONS}
+	line=${line/\$UFFD_SNAP_KEEP/$UFFD_SNAP_KEEP}
+	# shellcheck disable=SC2086 # words, as systemd splits them
+	exits 0 env -i UFFD_SNAP_STORE="$PWD/store" setpriv --bounding-set "-all,$caps" --inh-caps=-all \
+		--no-new-privs $line
+	same "output of $line" "$(cat out err)" ''
+done <lines
+usnap verify -q witness
+# The environment file sets the same variables.
+# shellcheck disable=SC2013 # one word a line
+for v in $(sed -n 's/=.*//; /^UFFD/p' "$TOP/scripts/examples/uffd-snap.env"); do
+	grep -q "\\b$v\\b" "$unit" || fail "$v is not in the service"
+done
+if command -v systemd-analyze >/dev/null; then
+	for f in "$unit" "${unit%.service}.timer"; do
+		sed "s|/usr/local/bin/uffd-snap|$UFFD_SNAP|; s|man:.*|man:uffd-snap(1)|" "$f" >"$(basename "$f")"
+	done
+	systemd-analyze verify './uffd-snap@.service' 2>analysis || true
+	! grep -E 'Unknown|Failed to parse' analysis || fail 'systemd does not understand the unit'
+fi
+kill -0 $pid

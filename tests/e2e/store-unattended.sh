@@ -1,0 +1,100 @@
+#!/bin/bash
+# Targets are found by what they are; unattended runs are bounded, silent, and tell whoever asked to be told.
+. "$(dirname "$0")/../lib.sh"
+need jq
+
+export UFFD_SNAP_STORE=$PWD/store
+cp "$WORKLOADS/witness" ./usnapwitness
+./usnapwitness >ready 2>&1 &
+pid=$!
+adopt $pid
+wait_until 10 grep -q ready ready
+
+# --- by name ------------------------------------------------------------------
+
+taken() {
+	exits 0 usnap snapshot --json --name t "$@"
+	same "target of $*" "$(jq .pid out)" "$pid"
+}
+taken usnapwitness
+taken --exe "$PWD/usnapwitness"
+taken --exe usnapwitness
+taken --match '^\./usnapwitness$'
+echo "$pid" >pidfile
+taken --pidfile pidfile
+taken --pidfile pidfile --exe usnapwitness
+taken --cgroup "$(sed -n 's/^0:://p' /proc/$pid/cgroup)" --exe usnapwitness
+exits 1 usnap snapshot --unit "no-such-unit-$$"
+says err 'none fits --unit'
+exits 1 usnap snapshot --pidfile pidfile --exe no-such-program
+says err 'none fits'
+echo nonsense >nopid
+exits 1 usnap snapshot --pidfile nopid
+says err 'it holds no PID'
+exits 1 usnap snapshot --match '('
+says err "cannot match '('"
+# The shell that runs the command has the pattern in its own command line.
+exits 0 sh -c "'$UFFD_SNAP' snapshot -q --name t --match 'usnapwitnes[s]\$'; exit \$?"
+exits 1 sh -c "'$UFFD_SNAP' snapshot -q --match 'pattern-of-nobody'; exit \$?"
+exits 2 usnap snapshot
+exits 0 usnap snapshot -q usnapwitness
+[ -d store/usnapwitness ] || fail 'no name was made of the process'
+
+./usnapwitness >ready2 2>&1 &
+other=$!
+adopt $other
+wait_until 10 grep -q ready ready2
+exits 1 usnap snapshot --exe usnapwitness
+says err 'cannot choose among 2 processes'
+says err "$pid (./usnapwitness)"
+says err "$other (./usnapwitness)"
+exits 0 usnap snapshot --exe usnapwitness --all --json
+same 'processes taken' "$(jq -s length out)" 2
+kill $other
+
+# --- unattended ---------------------------------------------------------------
+
+name=(--name cron --exe "$PWD/usnapwitness")
+wait_until 5 sh -c "! kill -0 $other"
+exits 0 usnap snapshot -q "${name[@]}" --nice 5 --idle --rate 100M --timeout 1m \
+	--metrics m.prom --on-success 'env >facts'
+same 'output of a success' "$(cat out err)" ''
+says facts UFFD_SNAP_RESULT=success
+says facts UFFD_SNAP_NAME=cron
+says facts "UFFD_SNAP_PID=$pid"
+file=$(sed -n 's/^UFFD_SNAP_FILE=//p' facts)
+usnap verify -q "$file"
+same 'size told' "$(sed -n 's/^UFFD_SNAP_FILE_BYTES=//p' facts)" "$(stat -c %s "$file")"
+says m.prom 'uffd_snap_last_run_success{name="cron"} 1'
+grep -q '^uffd_snap_fault_seconds{name="cron",quantile="0.99"} ' m.prom || fail 'no percentiles'
+success=$(grep '^uffd_snap_last_success_timestamp_seconds{name="cron"}' m.prom)
+
+exits 1 usnap snapshot -q --name cron --exe no-such-program --metrics m.prom \
+	--on-failure 'env >facts; exit 3'
+says facts UFFD_SNAP_RESULT=failure
+says facts 'UFFD_SNAP_ERROR=cannot find a process'
+says err 'it ended with exit status 3'
+says m.prom 'uffd_snap_last_run_success{name="cron"} 0'
+same 'time of the last success' "$(grep '^uffd_snap_last_success_timestamp_seconds{name="cron"}' m.prom)" "$success"
+exits 0 usnap snapshot -q "${name[@]}" --metrics m.prom --name second
+says m.prom 'uffd_snap_last_run_success{name="cron"} 0'
+says m.prom 'uffd_snap_last_run_success{name="second"} 1'
+same 'metrics told twice' "$(grep -v '^#' m.prom | sed 's/ [^ ]*$//' | sort | uniq -d)" ''
+same 'files beside' "$(find . -maxdepth 1 -name '.*.part')" ''
+exits 1 usnap snapshot -q "${name[@]}" --on-success 'exit 1'
+says err "cannot run 'exit 1'"
+
+# Somebody else has the name.
+exec 9>store/cron/.lock
+flock 9
+exits 0 usnap snapshot -q "${name[@]}" --skip-if-busy --on-success 'touch told' --on-failure 'touch told'
+same 'output of a skipped run' "$(cat out err)" ''
+[ ! -e told ] || fail 'a skipped run was told of'
+exits 0 usnap prune -q --keep-last 1 --skip-if-busy cron
+before=$SECONDS
+exits 1 usnap snapshot -q "${name[@]}" --timeout 1
+says err 'not done within 1 s'
+[ $((SECONDS - before)) -lt 20 ] || fail '--timeout was not kept'
+exec 9>&-
+same 'images' "$(usnap list --json cron | jq '.images | length')" 2
+kill -0 $pid

@@ -1,0 +1,188 @@
+#!/bin/bash
+# A store stays whole under snapshots, prune, list and verify at once and under SIGKILL at any point; rules and references are kept.
+# timeout: 180
+. "$(dirname "$0")/../lib.sh"
+need jq
+
+export UFFD_SNAP_STORE=$PWD/store TZ=UTC
+start_workload witness
+a=$started
+start_workload witness
+b=$started
+
+images() { usnap list --json "$@" | jq '.images | length'; }
+# sound: everything that is listed verifies, and is said to be complete.
+sound() {
+	usnap verify -q --all >verified 2>&1 || {
+		cat verified >&2
+		usnap list >&2
+		fail 'the store is damaged'
+	}
+	usnap list --json | jq -e 'all(.images[]; .readable and (has("missing") | not))' >/dev/null ||
+		fail 'an image is incomplete'
+}
+
+# --- what a store is --------------------------------------------------------
+
+exits 0 usnap snapshot "$a" --name one
+says out "$UFFD_SNAP_STORE/one/"
+same 'mode of the store' "$(stat -c %a store store/one | tr '\n' ' ')" '700 700 '
+same 'modes in it' "$(stat -c %a store/secret store/one/*.usnap | tr '\n' ' ')" '600 600 '
+exits 0 usnap snapshot "$a" --name one -q
+same 'output of -q' "$(cat out err)" ''
+same images "$(images one)" 2
+cmp store/one/latest "store/one/$(ls store/one | tail -n 2 | head -n 1)" ||
+	fail "latest is not the newest"
+first=$(usnap list --json one | jq -r '.images[0].id')
+second=$(usnap list --json one | jq -r '.images[1].id')
+same 'the chain' "$(usnap list --json one | jq -r '.images[1].parent')" "$first"
+exits 0 usnap info one
+says out "$second"
+exits 0 usnap info "one@${first:0:8}"
+says out "$first"
+exits 0 usnap info "one@$(usnap list -q one | head -n 1 | cut -d@ -f2)"
+says out "$first"
+exits 0 usnap info one@today
+says out "$second"
+exits 1 usnap info one@-1y
+says err 'there is no image so old'
+exits 1 usnap info one@nonsense
+says err 'neither a time nor an id'
+exits 1 usnap info nothing@latest
+says err "has no such name"
+exits 1 usnap info nothing
+says err "cannot open 'nothing': No such file or directory"
+# A file of that name comes first.
+cp "store/one/latest" one
+exits 0 usnap info one
+says out 'image      one'
+exits 0 usnap info --store store one
+says out store/one/
+rm one
+exits 0 usnap core one -o x.core
+exits 0 usnap verify one
+same 'verified by name' "$(wc -l <out)" 2
+exits 0 usnap restore --dry-run one
+for bad in ../x .x 'a b' secret a/b ''; do
+	exits 1 usnap snapshot "$a" --name "$bad"
+	says err 'as a name'
+done
+exits 2 usnap snapshot "$a" --name x -o x.usnap
+chmod 777 store
+exits 1 usnap snapshot "$a" --name one
+says err 'anybody may write in it'
+chmod 700 store
+
+# --- what refers to what ------------------------------------------------------
+
+exits 1 usnap rm "one@${first:0:8}"
+says err 'refers to it'
+exits 2 usnap rm one
+exits 0 usnap rm "one@${second:0:8}"
+same images "$(images one)" 1
+for i in 1 2 3 4 5; do
+	usnap snapshot -q "$a" --name one --full-every 3
+done
+same 'full images' "$(usnap list --json one | jq '[.images[] | select(.needs == [])] | length')" 2
+before=$(images one)
+exits 0 usnap prune --keep-last 2 --dry-run one
+says out 'keep'
+same 'images after --dry-run' "$(images one)" "$before"
+exits 0 usnap prune --keep-last 2 -q one
+same 'output of -q' "$(cat out err)" ''
+sound
+exits 0 usnap prune --keep-last 2 --merge one
+same images "$(images one)" 2
+sound
+exits 0 usnap prune --keep-last 9 --max-size 1 one
+same images "$(images one)" 1
+sound
+exits 2 usnap prune one
+exits 0 usnap rm --all one
+[ ! -e store/one ] || fail 'an empty name was left'
+
+# A damaged image is said, kept, and does not pass for one.
+usnap snapshot -q "$a" --name hurt
+usnap snapshot -q "$a" --name hurt --full-every 1
+usnap snapshot -q "$a" --name hurt --full-every 1
+middle=$(find store/hurt -name '*.usnap' | sort | sed -n 2p)
+truncate -s 1000 "$middle"
+exits 3 usnap list
+says out damaged
+exits 3 usnap verify -q --all
+exits 3 usnap prune --keep-last 1 hurt
+same images "$(images hurt 2>/dev/null || true)" 3
+id=$(basename "$middle" .usnap)
+exits 0 usnap rm "hurt@${id##*-}"
+exits 0 usnap prune --keep-last 1 hurt
+exits 0 usnap rm --all hurt
+
+# --- all at once ----------------------------------------------------------------
+
+seconds=8
+[ -z "${UFFD_SNAP_FULL:-}" ] || seconds=300
+loop() {
+	local log=$1 end=$((SECONDS + seconds)) status
+	shift
+	while [ $SECONDS -lt $end ]; do
+		status=0
+		"$@" >>"$log" 2>&1 || status=$?
+		[ $status -eq 0 ] || {
+			echo "exit status $status: $*" >>"$log"
+			return 1
+		}
+	done
+}
+pids=()
+loop log.1 "$UFFD_SNAP" snapshot -q "$a" --name a --full-every 5 &
+pids+=($!)
+loop log.2 "$UFFD_SNAP" snapshot -q "$a" --name a --skip-if-busy &
+pids+=($!)
+loop log.3 "$UFFD_SNAP" snapshot -q "$b" --name b &
+pids+=($!)
+loop log.4 "$UFFD_SNAP" prune -q --keep-last 4 --keep-hourly 2 &
+pids+=($!)
+loop log.5 "$UFFD_SNAP" prune -q --keep-last 3 --merge a &
+pids+=($!)
+loop log.6 "$UFFD_SNAP" list --json &
+pids+=($!)
+loop log.7 "$UFFD_SNAP" verify -q --all &
+pids+=($!)
+sleep 0.5
+failed=
+for i in "${!pids[@]}"; do
+	wait "${pids[i]}" || failed+=" log.$((i + 1))"
+done
+# A process can be traced by one run at a time, which has nothing to do with the store.
+for log in $failed; do
+	grep -vqE 'traced|attach' "$log" && [ "$(tail -n 3 "$log" | grep -cE 'traced by')" -eq 0 ] && {
+		tail -n 5 "$log" >&2
+		fail "under concurrent use: $log"
+	}
+done
+sound
+
+# --- killed -----------------------------------------------------------------------
+
+rounds=25
+[ -z "${UFFD_SNAP_FULL:-}" ] || rounds=200
+for ((i = 0; i < rounds; i++)); do
+	case $((RANDOM % 4)) in
+	0 | 1) "$UFFD_SNAP" snapshot -q "$a" --name a --full-every 4 2>/dev/null & ;;
+	2) "$UFFD_SNAP" prune -q --keep-last 3 --merge a 2>/dev/null & ;;
+	3) "$UFFD_SNAP" prune -q --keep-last 5 a 2>/dev/null & ;;
+	esac
+	victim=$!
+	sleep 0.0$((RANDOM % 80 + 10))
+	kill -KILL $victim 2>/dev/null || true
+	wait $victim 2>/dev/null || true
+	[ $((i % 5)) -ne 0 ] || sound
+done
+sound
+exits 0 usnap snapshot -q "$a" --name a
+exits 0 usnap prune -q --keep-last 3 --merge a
+same images "$(images a)" 3
+same 'what is left over' "$(find store -name '.*.part')" ''
+same 'what there is' "$(find store/a -type f ! -name '*.usnap' -printf '%f\n' | sort | tr '\n' ' ')" '.in-use .lock '
+sound
+kill -0 "$a" && kill -0 "$b" || fail 'a target ended'
