@@ -113,45 +113,6 @@ static json_t *eventfd_json(const char *text)
 	return o;
 }
 
-/* "inotify wd:1 ino:2f sdev:fe00000 mask:2 ignored_mask:0 fhandle-bytes:8
- * fhandle-type:1 f_handle:2f00000000000000" */
-static json_t *inotify_json(const struct fd_state *f, const char *text)
-{
-	json_t *a = json_array(), *o;
-
-	for (const char *s = text; s && *s;) {
-		int wd;
-		unsigned long long ino;
-		unsigned sdev, mask, type;
-		char handle[257] = "";
-
-		if (sscanf(s, "inotify wd:%x ino:%llx sdev:%x mask:%x", (unsigned *)&wd, &ino,
-			   &sdev, &mask) == 4) {
-			/* dev_t inside the kernel: 12 bits and 20 bits */
-			char dev[32];
-			const char *h = strstr(s, "fhandle-type:"), *eol = strchr(s, '\n');
-
-			snprintf(dev, sizeof(dev), "%02x:%02x", sdev >> 20, sdev & 0xfffff);
-			o = json_pack("{s:i,s:I,s:s,s:o}", "wd", wd, "inode", (json_int_t)ino,
-				      "dev", dev, "mask", json_address(mask));
-			if (h && (!eol || h < eol) &&
-			    sscanf(h, "fhandle-type:%x f_handle:%256[0-9a-f]", &type, handle) ==
-				    2) {
-				json_object_set_new(o, "handle_type", json_integer(type));
-				json_object_set_new(o, "handle", json_string(handle));
-			}
-			json_array_append_new(a, o);
-		}
-		s = strchr(s, '\n');
-		if (s)
-			s++;
-	}
-	o = json_pack("{s:o}", "watches", a);
-	if (f->pipe_queued >= 0)
-		json_object_set_new(o, "queued", json_integer(f->pipe_queued));
-	return o;
-}
-
 static json_t *terminal_json(const struct fd_state *f)
 {
 	json_t *o = json_pack("{s:o}", "termios", json_hex(f->termios, sizeof(f->termios)));
@@ -224,7 +185,7 @@ static json_t *kind_json(const struct pstate *ps, struct fd_state *f, const char
 			json_object_set_new(o, "mask", json_address(v));
 		return o;
 	case FD_INOTIFY:
-		return inotify_json(f, text);
+		return inotify_json(ps, f, text);
 	case FD_PIDFD:
 		o = json_object();
 		set_number(o, "pid", text, "Pid", 10);

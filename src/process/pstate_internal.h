@@ -424,6 +424,9 @@ void fd_free(struct fd_state *f);
 int epoll_prepare(struct pstate *ps);
 json_t *epoll_json(const struct pstate *ps, const struct fd_state *f, const char *text);
 
+/* pstate_inotify.c */
+json_t *inotify_json(const struct pstate *ps, const struct fd_state *f, const char *text);
+
 /* pstate_mapped.c */
 json_t *mapped_json(const struct pstate *ps);
 

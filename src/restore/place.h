@@ -24,6 +24,9 @@ int place_plan(struct restore *r, struct usnap_err *err);
 void place_free(struct place *p);
 void place_describe(const struct restore *r, json_t *o);
 
+/* Was the image taken here, since this machine was started? */
+bool place_same_boot(const struct restore *r);
+
 /* Is it a user namespace of its own, in which only the own user and group are known? */
 bool place_has_own_users(const struct restore *r);
 

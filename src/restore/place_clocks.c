@@ -45,10 +45,10 @@ static void own_offsets(struct place_clocks *ret)
 	}
 }
 
-static bool same_boot(const struct restore *r)
+bool place_same_boot(const struct restore *r)
 {
 	cleanup_free char *here = NULL;
-	const json_t *target = json_object_get(r->img->snapshot, "target");
+	const json_t *target = r->img ? json_object_get(r->img->snapshot, "target") : NULL;
 	const char *there = json_string_value(json_object_get(target, "boot_id"));
 
 	return there &&
@@ -82,7 +82,7 @@ int place_plan_clocks(struct restore *r, struct place_clocks *ret, bool *ret_nee
 	if (code < 0)
 		return code;
 	own_offsets(&own);
-	if (same_boot(r)) {
+	if (place_same_boot(r)) {
 		ret->monotonic_ns = own.monotonic_ns + monotonic;
 		ret->boottime_ns = own.boottime_ns + boottime;
 		*ret_needed = monotonic || boottime;

@@ -1,31 +1,29 @@
 /*
  * Inotify watches.
  *
- * The kernel tells of a watch the inode and a file handle (fdinfo), not the
- * path. With the handle the file is opened wherever it is now; without the
- * privilege for that (CAP_DAC_READ_SEARCH) the places that the process is
- * known to use are looked through for the inode.
+ * The image has the path of each, as far as it could be found, and what the
+ * kernel tells: the inode and a file handle. A file that is still the same is
+ * watched wherever it is by now (process/watched.h). On another machine, and
+ * after another boot, the one under the path is.
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <mntent.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/inotify.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
-#include "common/io.h"
 #include "common/util.h"
+#include "process/watched.h"
+#include "restore/place.h"
 #include "restore/rfiles_internal.h"
 #include "restore/rjson.h"
 
 enum {
 	MAX_WATCHES = 1 << 20,
 	MAX_WD = 1 << 20, /* numbers are given out one by one */
-	MAX_HANDLE = 128, /* MAX_HANDLE_SZ */
-	MAX_ENTRIES = 1 << 16, /* of a directory that is looked through */
+	MAX_SEARCHED = 1 << 20, /* paths, for all watches of a descriptor */
 	MAX_BESIDE = 64,
 };
 
@@ -33,7 +31,7 @@ struct watch {
 	int wd;
 	uint32_t mask, dev_major, dev_minor;
 	uint64_t inode;
-	char *path; /* in the text below */
+	char *path;
 };
 
 struct rinotify {
@@ -43,146 +41,83 @@ struct rinotify {
 
 /* ---- finding the file --------------------------------------------------------------- */
 
-static bool is_inode(const char *path, const struct watch *w)
-{
-	struct stat st;
-
-	return stat(path, &st) == 0 && (uint64_t)st.st_ino == w->inode &&
-	       major(st.st_dev) == w->dev_major && minor(st.st_dev) == w->dev_minor;
-}
-
-/* A descriptor on the file system of the watch. */
-static int open_mount(const struct watch *w)
-{
-	cleanup_file FILE *mounts = fopen("/proc/self/mountinfo", "re");
-	char *line = NULL;
-	size_t room = 0;
-	int fd = -1;
-
-	while (fd < 0 && mounts && getline(&line, &room, mounts) > 0) {
-		unsigned maj, min;
-		char dir[4096];
-		struct stat st;
-
-		/* "36 35 98:0 /root /mount/point ..."; a blank in a path is \040: not followed */
-		if (sscanf(line, "%*d %*d %u:%u %*s %4095s", &maj, &min, dir) != 3 ||
-		    maj != w->dev_major || min != w->dev_minor)
-			continue;
-		fd = open(dir, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-		/* Another mount may lie on top. */
-		if (fd >= 0 &&
-		    (fstat(fd, &st) < 0 || major(st.st_dev) != maj || minor(st.st_dev) != min)) {
-			close(fd);
-			fd = -1;
-		}
-	}
-	free(line);
-	return fd;
-}
-
-static char *find_by_handle(const json_t *o, const struct watch *w)
-{
-	struct {
-		struct file_handle h;
-		unsigned char bytes[MAX_HANDLE];
-	} handle = {0};
-	cleanup_free unsigned char *raw = NULL;
-	char link[32], *path = NULL;
-	int64_t type;
-	size_t len;
-
-	if (rjson_int(o, "handle_type", 0, 255, &type, NULL) < 0 ||
-	    rjson_hex(o, "handle", MAX_HANDLE, &raw, &len, NULL) < 0 || !raw)
-		return NULL;
-	handle.h.handle_bytes = (unsigned)len;
-	handle.h.handle_type = (int)type;
-	memcpy(handle.h.f_handle, raw, len);
-	cleanup_fd int mount = open_mount(w);
-	cleanup_fd int fd =
-		mount < 0 ? -1 : open_by_handle_at(mount, &handle.h, O_PATH | O_CLOEXEC);
-	if (fd < 0)
-		return NULL;
-	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
-	if (io_readlink_at(AT_FDCWD, link, &path) < 0)
-		return NULL;
-	if (is_inode(path, w))
-		return path;
-	free(path);
-	return NULL;
-}
-
-static char *find_in(const char *start, const struct watch *w)
-{
-	char *path = start && start[0] == '/' ? strdup(start) : NULL;
-
-	while (path) {
-		if (is_inode(path, w))
-			return path;
-		char *slash = strrchr(path, '/');
-		if (slash == path && !path[1])
-			break;
-		slash[slash == path] = '\0';
-	}
-	free(path);
-	return NULL;
-}
-
-/* The entries of a directory. */
-static char *find_among(const char *dir, const struct watch *w)
-{
-	cleanup_dir DIR *d = opendir(dir);
-	const struct dirent *e;
-
-	for (unsigned n = 0; d && n < MAX_ENTRIES && (e = readdir(d)); n++) {
-		char *path;
-
-		if ((uint64_t)e->d_ino != w->inode || asprintf(&path, "%s/%s", dir, e->d_name) < 0)
-			continue;
-		if (is_inode(path, w))
-			return path;
-		free(path);
-	}
-	return NULL;
-}
-
-static char *find_beside(const char *file, const struct watch *w)
-{
-	cleanup_free char *dir = file && file[0] == '/' ? strdup(file) : NULL;
-
-	if (!dir)
-		return NULL;
-	char *slash = strrchr(dir, '/');
-	slash[slash == dir] = '\0';
-	return find_among(dir, w);
-}
-
 /* Files that the process has open or mapped or works in, the directories above them, and what lies
  * beside them. */
-static char *find_nearby(const struct restore *r, const struct watch *w)
+static char *find_nearby(const struct restore *r, const struct watched *w, unsigned *budget)
 {
 	const json_t *maps = json_object_get(r->process, "maps");
 	static const char *const keys[] = {"cwd", "exe", "root"};
 	char *path = NULL;
 
 	for (size_t i = 0; i < ARRAY_SIZE(keys) && !path; i++)
-		path = find_in(json_string_value(json_object_get(r->process, keys[i])), w);
+		path = watched_above(w, json_string_value(json_object_get(r->process, keys[i])),
+				     budget);
 	for (size_t i = 0; i < r->files->nr_descs && !path; i++)
-		path = find_in(r->files->descs[i].path, w);
+		path = watched_above(w, r->files->descs[i].path, budget);
 	for (size_t i = 0; i < json_array_size(maps) && !path; i++)
-		path = find_in(json_string_value(json_object_get(json_array_get(maps, i), "path")),
-			       w);
+		path = watched_above(
+			w, json_string_value(json_object_get(json_array_get(maps, i), "path")),
+			budget);
 	const char *cwd = json_string_value(json_object_get(r->process, "cwd"));
 	if (!path && cwd)
-		path = find_among(cwd, w);
+		path = watched_in(w, cwd, budget);
 	for (size_t i = 0; i < r->files->nr_descs && i < MAX_BESIDE && !path; i++)
-		path = find_beside(r->files->descs[i].path, w);
+		path = watched_beside(w, r->files->descs[i].path, budget);
 	return path;
+}
+
+/* The handle and the inode mean nothing on another machine; its own boot is the one thing that
+ * tells this one. */
+static int take_recorded(struct restore *r, const struct rdesc *d, struct watch *w, char **path,
+			 struct usnap_err *err)
+{
+	struct stat st;
+
+	if (!*path || (*path)[0] != '/' || place_same_boot(r) || stat(*path, &st) < 0)
+		return 0;
+	w->path = *path;
+	*path = NULL;
+	return rfile_problem(r, err, RESTORE_NOTE, "watched-file",
+			     "fd %d: watch %d is for '%s', which is another file here", d->fd,
+			     w->wd, w->path);
+}
+
+static int find(struct restore *r, const struct rdesc *d, const json_t *o, struct watch *w,
+		unsigned *budget, struct usnap_err *err)
+{
+	cleanup_fd int procfd = open("/proc/self", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	cleanup_fd int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	struct watched f = {.procfd = procfd,
+			    .root = root,
+			    .dev_major = w->dev_major,
+			    .dev_minor = w->dev_minor,
+			    .inode = w->inode};
+	cleanup_free unsigned char *raw = NULL;
+	cleanup_free char *recorded = NULL;
+	int64_t type;
+	int ret;
+
+	if ((ret = rjson_path(o, "path", &recorded, err)) < 0 ||
+	    (ret = rjson_int_or(o, "handle_type", 0, 255, 0, &type, err)) < 0 ||
+	    (ret = rjson_hex(o, "handle", WATCHED_HANDLE_MAX, &raw, &f.handle_len, err)) < 0)
+		return ret;
+	f.handle_type = (int)type;
+	memcpy(f.handle, raw ? raw : (unsigned char *)"", f.handle_len);
+	if (recorded && watched_is(&f, recorded)) {
+		w->path = recorded;
+		recorded = NULL;
+		return 0;
+	}
+	w->path = watched_by_handle(&f);
+	if (!w->path)
+		w->path = find_nearby(r, &f, budget);
+	return w->path ? 0 : take_recorded(r, d, w, &recorded, err);
 }
 
 /* ---- plan ------------------------------------------------------------------------------ */
 
 static int parse_watch(struct restore *r, const struct rdesc *d, const json_t *o, struct watch *w,
-		       struct usnap_err *err)
+		       unsigned *budget, struct usnap_err *err)
 {
 	int64_t wd, inode;
 	uint64_t mask;
@@ -196,9 +131,8 @@ static int parse_watch(struct restore *r, const struct rdesc *d, const json_t *o
 	w->wd = (int)wd;
 	w->inode = (uint64_t)inode;
 	w->mask = (uint32_t)mask & (IN_ALL_EVENTS | IN_ONESHOT | IN_EXCL_UNLINK);
-	w->path = find_by_handle(o, w);
-	if (!w->path)
-		w->path = find_nearby(r, w);
+	if ((ret = find(r, d, o, w, budget, err)) < 0)
+		return ret;
 	if (!w->path)
 		return rfile_problem(r, err, RESTORE_REFUSE, "inotify-watch",
 				     "fd %d: the file that watch %d is for (inode %llu of device "
@@ -221,6 +155,7 @@ static int by_wd(const void *a, const void *b)
 
 int rinotify_plan(struct restore *r, struct rdesc *d, struct usnap_err *err)
 {
+	unsigned budget = MAX_SEARCHED;
 	json_t *list;
 	int ret = rjson_array(d->more, "watches", MAX_WATCHES, &list, err);
 
@@ -231,7 +166,7 @@ int rinotify_plan(struct restore *r, struct rdesc *d, struct usnap_err *err)
 	if (!p)
 		return usnap_fail_errno(err, -ENOMEM, "cannot restore the descriptors");
 	for (size_t i = 0; i < json_array_size(list); i++) {
-		ret = parse_watch(r, d, json_array_get(list, i), &p->v[p->n++], err);
+		ret = parse_watch(r, d, json_array_get(list, i), &p->v[p->n++], &budget, err);
 		if (ret < 0)
 			return ret;
 	}

@@ -703,6 +703,9 @@ Test(pstate, eventfd_epoll_timerfd_signalfd_inotify_pidfd)
 	cr_expect_eq(num(o, "wd"), (long long)c.facts->v[0]);
 	cr_expect_eq(num(o, "inode"), (long long)st.st_ino);
 	cr_expect_eq(hex(o, "mask"), (uint64_t)(IN_CREATE | IN_DELETE));
+	struct stat named;
+	cr_assert_eq(stat(str(o, "path"), &named), 0, "no path");
+	cr_expect(named.st_ino == st.st_ino && named.st_dev == st.st_dev);
 
 	cr_expect_eq(num(get(file(j, 8), "pidfd"), "pid"), getpid());
 	cr_expect_str_eq(severity_of(j, "pidfd"), "refuse");

@@ -154,6 +154,25 @@ Test(rfiles, members_of_each_kind_are_checked)
 		"page_size");
 }
 
+/* The image is of another machine: inode and handle mean nothing here. */
+Test(rfiles, a_watch_from_elsewhere_is_put_on_its_path)
+{
+	cr_assert_eq(
+		plan_one("\"type\":\"inotify\",\"inotify\":{\"watches\":[{\"wd\":1,"
+			 "\"inode\":1,\"dev\":\"ff:ff\",\"mask\":\"0x2\",\"path\":\"/etc\"}]}"),
+		0);
+	const struct restore_problem *p = problem("watched-file");
+	cr_assert(p && p->severity == RESTORE_NOTE);
+	cr_assert(!problem("inotify-watch"));
+	forget();
+	cr_assert_eq(
+		plan_one("\"type\":\"inotify\",\"inotify\":{\"watches\":[{\"wd\":1,"
+			 "\"inode\":1,\"dev\":\"ff:ff\",\"mask\":\"0x2\",\"path\":\"/nowhere\"}]}"),
+		0);
+	cr_assert(problem("inotify-watch"));
+	forget();
+}
+
 Test(rfiles, a_missing_file_is_named_with_its_descriptor)
 {
 	cr_assert_eq(plan_one("\"type\":\"file\",\"path\":\"/nowhere/file\",\"inode\":1"), 0);
