@@ -207,6 +207,7 @@ struct sock_state {
 	int waiting; /* to be accepted */
 	int queued; /* bytes to be read, -1: not known */
 	bool has_rights; /* descriptors travel in the queue */
+	bool has_filter; /* of packets */
 	bool whole; /* data is all that waits */
 	unsigned char *data;
 	size_t data_len;

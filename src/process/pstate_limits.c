@@ -64,6 +64,11 @@ static void limit_socket(json_t *l, const struct fd_state *f)
 	bool connected;
 
 	socket_describe(f, text, sizeof(text), &connected);
+	if (!connected && f->sock && f->sock->has_filter)
+		limit_add(l, "socket-filter", "refuse",
+			  "fd %d: %s: its filter (SO_ATTACH_FILTER, SO_ATTACH_BPF) is not in the "
+			  "image",
+			  f->fd, text);
 	if (connected)
 		limit_add(l, "connected-socket", "note",
 			  "fd %d: %s; will come back closed by the peer", f->fd, text);

@@ -124,6 +124,16 @@ static void query_shutdown(struct sock_state *s, int fd)
 	s->shut_both = p.revents & POLLHUP;
 }
 
+/* With no room for it the kernel says how long it is; one of eBPF it shows to nobody (EACCES). */
+static bool query_filter(int fd)
+{
+	socklen_t len = 0;
+
+	if (getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, NULL, &len) < 0)
+		return errno == EACCES;
+	return len > 0;
+}
+
 void socket_query(struct fd_state *f, int fd)
 {
 	struct sock_state *s = calloc(1, sizeof(*s));
@@ -145,6 +155,7 @@ void socket_query(struct fd_state *f, int fd)
 		return;
 	}
 	query_options(s, fd);
+	s->has_filter = query_filter(fd);
 	if (s->domain == AF_NETLINK)
 		query_netlink(s, fd);
 	else if (sock_is_tcp(s->protocol) && s->domain != AF_UNIX)

@@ -39,6 +39,7 @@ const char *const kinds[] = {
 	"shared-memory-in-use",
 	"signal-actions",
 	"socket-family",
+	"socket-filter",
 	"socket-protocol",
 	"socket-unknown",
 	"thread-details",
