@@ -12,7 +12,7 @@
 
 struct process_facts {
 	/* What the call returned: negative where the kernel does not tell. */
-	int64_t brk, dumpable, securebits, mdwe, memory_merge, io_flusher;
+	int64_t brk, dumpable, securebits, mdwe, memory_merge, io_flusher, membarrier;
 };
 
 /* Nothing known. */

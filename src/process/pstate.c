@@ -67,6 +67,7 @@
  *  dumpable	0, 1 or 2; true, false: as 1, 0
  *  securebits	of one thread (those of the others are seldom different)
  *  mdwe memory_merge io_flusher	words of prctl(2)'s PR_GET_MDWE and so on
+ *  membarrier	bits of the registrations that membarrier(2) has been told
  *  loginuid namespaces{} cgroup children[]
  *  clock_offsets {monotonic_ns boottime_ns}: the target's clocks less those that T0 is in
  *  files[]	fd type path flags cloexec offset description (equal: one open file

@@ -157,6 +157,7 @@ static void facts_json(const struct pstate *ps, json_t *root, const char *status
 	set_word(root, "mdwe", f->mdwe);
 	set_word(root, "memory_merge", f->memory_merge);
 	set_word(root, "io_flusher", f->io_flusher);
+	set_word(root, "membarrier", f->membarrier);
 }
 
 void process_attributes_json(const struct pstate *ps, json_t *root, const char *status)

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/membarrier.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -77,6 +78,7 @@ static int plan_numbers(struct restore *r, struct rproc *p, struct usnap_err *er
 	    (e = rjson_word_or(o, "mdwe", 0, &mdwe, err)) < 0 ||
 	    (e = rjson_word_or(o, "memory_merge", 0, &merge, err)) < 0 ||
 	    (e = rjson_word_or(o, "io_flusher", 0, &flusher, err)) < 0 ||
+	    (e = rjson_word_or(o, "membarrier", UINT64_MAX, &p->membarrier, err)) < 0 ||
 	    (e = plan_dumpable(p, o, err)) < 0 ||
 	    (e = plan_switch(o, "thp_disable", &p->thp_disable, err)) < 0 ||
 	    (e = plan_switch(o, "child_subreaper", &p->child_subreaper, err)) < 0)
@@ -300,6 +302,23 @@ static int enter_root(struct restore *r, struct usnap_err *err)
 	return usnap_fail_errno(err, e, "cannot make '%s' the root directory", p->root);
 }
 
+/* membarrier(2) fails in a process that has not registered for its commands. Where it is not known
+ * whether one has, to be registered for all costs it next to nothing. */
+static void add_membarrier(struct rcalls *c, uint64_t registrations)
+{
+	static const uint64_t commands[] = {
+		MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED,
+		MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED,
+		MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE,
+		MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_RSEQ,
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(commands); i++)
+		if (registrations & commands[i])
+			rcalls_try(c, "register it for barriers", SYS_membarrier, commands[i], 0, 0,
+				   0, 0);
+}
+
 static int restore_switches(struct restore *r, struct usnap_err *err)
 {
 	const struct rproc *p = r->proc;
@@ -318,6 +337,7 @@ static int restore_switches(struct restore *r, struct usnap_err *err)
 			   0);
 	if (p->io_flusher > 0)
 		rcalls_try(&c, "make it a flusher", SYS_prctl, PR_SET_IO_FLUSHER, 1, 0, 0, 0);
+	add_membarrier(&c, p->membarrier);
 	return rcalls_run(&c, 1, err);
 }
 

@@ -43,6 +43,7 @@ struct rproc {
 	bool cwd_deleted;
 	int umask; /* -1: not known, as below */
 	int dumpable, thp_disable, child_subreaper, mdwe, memory_merge, io_flusher;
+	uint64_t membarrier; /* commands that register */
 	bool has_oom, has_filter;
 	int oom_score_adj;
 	uint64_t coredump_filter;
