@@ -28,7 +28,7 @@ gone() { ! kill -0 "$1" 2>/dev/null; }
 
 : >restored
 : >loaded
-: >done
+: >'done'
 : >decoded
 : >filled
 tar xOf r.usnap --wildcards 'pages/*.zst' >pages.zst
@@ -37,7 +37,7 @@ for ((i = 0; i < n; i++)); do
 	from=$(now)
 	pid=$(usnap restore -q --detach r.usnap)
 	adopt "$pid"
-	echo $(($(now) - from)) >>done
+	echo $(($(now) - from)) >>'done'
 	first_answer "$from" >>restored
 	[ "$(redis-cli -s "$redis_sock" debug digest)" = "$digest" ] || fail "restored data differ"
 	kill -KILL "$pid"
@@ -66,11 +66,11 @@ echo
 echo "| | seconds |"
 echo "|---|---|"
 echo "| restore: first answer | $(spread 1e9 restored) |"
-echo "| restore: last page, the command has returned | $(spread 1e9 done) |"
+echo "| restore: last page, the command has returned | $(spread 1e9 'done') |"
 echo "| redis-server loads its RDB file: first answer | $(spread 1e9 loaded) |"
 echo "| zstd -d -T0 of the pages | $(spread 1e9 decoded) |"
 echo "| fresh memory, one thread | $(spread 1e9 filled) |"
 echo "| these two together | $(spread 1e9 both) |"
 echo
-awk -v r="$(median restored)" -v l="$(median loaded)" -v d="$(median done)" -v z="$(median both)" \
+awk -v r="$(median restored)" -v l="$(median loaded)" -v d="$(median 'done')" -v z="$(median both)" \
 	'BEGIN {printf "RDB / restore %.2f; restore / (zstd + fill) %.2f\n", l / r, d / z}'

@@ -45,7 +45,7 @@ in_step() {
 	[ "$last" -gt 0 ] || fail "$image: nothing in it"
 }
 
-for i in 1 2 3 4 5; do
+for _ in 1 2 3 4 5; do
 	take a.usnap --ghost-limit 8M
 	in_step a.usnap
 done
