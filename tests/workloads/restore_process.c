@@ -6,6 +6,7 @@
 #include <grp.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
+#include <linux/membarrier.h>
 #include <linux/seccomp.h>
 #include <linux/securebits.h>
 #include <stddef.h>
@@ -401,6 +402,13 @@ static void no_new_privileges(void)
 	must_equal(prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0), 1);
 }
 
+static void barriers(void)
+{
+	must(syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0);
+	work_wait();
+	must(syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0);
+}
+
 static void secure_bits(void)
 {
 	int want = SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_KEEP_CAPS |
@@ -457,6 +465,7 @@ static const struct work works[] = {
 	{"capabilities", capabilities, "capabilities: all five sets"},
 	{"no-new-privs", no_new_privileges, "no_new_privs"},
 	{"securebits", secure_bits, "securebits"},
+	{"membarrier", barriers, "being registered for membarrier()"},
 	{"seccomp", seccomp_filter, "seccomp filters, when the restorer is privileged"},
 };
 

@@ -424,6 +424,74 @@ static void rseq(void)
 	moves_about(&t);
 }
 
+#ifdef __x86_64__
+
+/* struct rseq_cs of linux/rseq.h */
+struct sequence {
+	uint32_t version, flags;
+	uint64_t start, length, abort;
+} __attribute__((aligned(32)));
+
+/* Goes round in a sequence, which only the kernel can make it leave. */
+static void *in_sequence(struct work_thread *t)
+{
+	struct sequence **current =
+		(void *)((char *)__builtin_thread_pointer() + __rseq_offset + 8);
+	static struct sequence s;
+	uint64_t end;
+
+	__asm__("leaq 1f(%%rip), %0\n\tleaq 2f(%%rip), %1\n\tleaq 3f(%%rip), %2"
+		: "=r"(s.start), "=r"(end), "=r"(s.abort));
+	s.length = end - s.start;
+	t->state = 1;
+	while (!released)
+		__asm__ volatile("movq %0, %1\n"
+				 "1:\tpause\n\tjmp 1b\n"
+				 "2:\tnop\n\tud2\n"
+				 /* RSEQ_SIG, as an instruction that is never reached */
+				 "\t.byte 0x0f, 0xb9, 0x3d\n\t.long 0x53053053\n"
+				 "3:\n"
+				 :
+				 : "r"(&s), "m"(*current)
+				 : "memory");
+	t->state = 2;
+	return t;
+}
+
+static void sequence(void)
+{
+	static struct work_thread t;
+	int cpus = (int)sysconf(_SC_NPROCESSORS_ONLN);
+
+	if (!&__rseq_size || !__rseq_size)
+		work_skip("the C library registers no rseq area");
+	work_thread_start(&t, in_sequence, NULL);
+	work_until(t.state == 1);
+	usleep(10000);
+	work_wait();
+	release_threads();
+	/* To be moved to another CPU ends a sequence. */
+	for (int i = 0; i < 10000 && t.state != 2; i++) {
+		cpu_set_t one;
+
+		CPU_ZERO(&one);
+		CPU_SET(i % cpus, &one);
+		must(sched_setaffinity(t.tid, sizeof(one), &one) == 0);
+		usleep(1000);
+	}
+	must_equal(t.state, 2);
+	join(&t);
+}
+
+#else
+
+static void sequence(void)
+{
+	work_skip("written for x86-64");
+}
+
+#endif
+
 /* ---- users ----------------------------------------------------------------- */
 
 static void *other_user(struct work_thread *t)
@@ -473,6 +541,7 @@ static const struct work works[] = {
 	 "scheduling class, priority, nice, CPU affinity and timer slack"},
 	{"io-priority", io_priority, "I/O priority"},
 	{"rseq", rseq, "restartable sequences: the current CPU is known without a system call"},
+	{"rseq-section", sequence, "threads in a restartable sequence go on at its abort handler"},
 	{"thread-users", thread_users, "threads that run as different users"},
 };
 
