@@ -10,6 +10,17 @@ _uffd_snap_pids() {
 	done 2>/dev/null
 }
 
+# Names in the store, and once there is an "@", the times of one.
+_uffd_snap_images() {
+	local store=()
+	[[ " ${COMP_WORDS[*]} " =~ \ --store\ +([^ ]+) ]] && store=(--store "${BASH_REMATCH[1]}")
+	if [[ $2 == *@* ]]; then
+		"$1" list -q "${store[@]}" "${2%%@*}"
+	else
+		"$1" list -q "${store[@]}" | sed 's/@.*//' | uniq
+	fi 2>/dev/null
+}
+
 _uffd_snap() {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} tool=${COMP_WORDS[0]}
 	local command=${COMP_WORDS[1]-} help line
@@ -33,9 +44,12 @@ _uffd_snap() {
 	if [[ $prev == -* ]]; then
 		line=$(grep -E -- "^ +(-., )?${prev}[ =][A-Z]|^ +${prev}, --[a-z-]+[ =][A-Z]" <<<"$help")
 		if [ -n "$line" ]; then
-			if [[ $line =~ (FILE|CORE|PATH) ]]; then
+			if [[ $line =~ (FILE|CORE|PATH|PROGRAM) ]]; then
 				compopt -o filenames 2>/dev/null
 				mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+			elif [[ $line == *" DIR "* ]]; then
+				compopt -o filenames 2>/dev/null
+				mapfile -t COMPREPLY < <(compgen -d -- "$cur")
 			elif [[ $line == *" KIND "* ]]; then
 				# It names them all when it knows none of the name.
 				line=$("$tool" "$command" --ignore '' 2>&1)
@@ -53,7 +67,10 @@ _uffd_snap() {
 	line=${help%%$'\n'*}
 	if [[ $line == *" FILE"* && $line != *"PID"* ]]; then
 		compopt -o filenames 2>/dev/null
-		mapfile -t COMPREPLY < <(compgen -d -- "$cur"; compgen -f -X '!*.usnap' -- "$cur")
+		mapfile -t COMPREPLY < <(compgen -d -- "$cur"; compgen -f -X '!*.usnap' -- "$cur"
+			compgen -W "$(_uffd_snap_images "$tool" "$cur")" -- "$cur")
+	elif [[ $line == *NAME* && $line != *PID* ]]; then
+		mapfile -t COMPREPLY < <(compgen -W "$(_uffd_snap_images "$tool" "$cur")" -- "$cur")
 	elif [[ $line == *PID* ]]; then
 		mapfile -t COMPREPLY < <(compgen -W "$(_uffd_snap_pids)" -- "$cur")
 	fi

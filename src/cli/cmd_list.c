@@ -283,8 +283,7 @@ const struct cli_command cmd_list = {
 		"      --json       print JSON\n"
 		"  -q, --quiet      only names and times, as other commands take them\n"
 		"\n"
-		"For each image: time, id, memory, size of the file, ratio, pause, the image that "
-		"it\n"
-		"continues, and whether it restores by itself.\n",
+		"For each image: time, id, memory, size of the file, ratio, pause, the image\n"
+		"that it continues, and whether it restores by itself.\n",
 	.run = run_list,
 };

@@ -349,8 +349,7 @@ const struct cli_command cmd_prune = {
 		"  -n, --dry-run         show what would be kept and why, and remove nothing\n"
 		"  -q, --quiet           print nothing but errors\n"
 		"\n"
-		"The last image always stays. What an image that stays refers to stays with it, "
-		"until\n"
-		"merging the two takes less room.\n",
+		"The last image always stays. What an image that stays refers to stays with\n"
+		"it, until merging the two takes less room.\n",
 	.run = run_prune,
 };

@@ -18,7 +18,8 @@ complete_words() (
 )
 
 complete_words '' >offered
-for c in snapshot info verify read core restore check help; do
+export UFFD_SNAP_STORE=$PWD/store
+for c in snapshot info verify read core restore diff merge list prune rm check help; do
 	grep -qx "$c" offered || fail "'$c' is not offered"
 	[ "$c" = help ] && continue
 	complete_words "$c" -- >options
@@ -39,6 +40,16 @@ complete_words core -o here.t >offered
 same 'option argument' "$(cat offered)" here.txt
 complete_words restore --ignore use >offered
 same 'kind' "$(cat offered)" userfaultfd
+start_workload witness
+usnap snapshot -q "$started" --name stored
+for c in info verify restore list prune; do
+	complete_words $c sto >offered
+	grep -qx stored offered || fail "the name of an image is not offered by $c"
+done
+complete_words info stored@ >offered
+same 'times' "$(cat offered)" "$(usnap list -q stored)"
+complete_words prune --store sto >offered
+same 'store' "$(cat offered)" store
 
 need zsh
 zsh -n "$TOP/scripts/completions/_uffd-snap"

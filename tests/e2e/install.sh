@@ -10,7 +10,7 @@ make -s -C "$TOP" B="$B" DESTDIR="$PWD/root" PREFIX=/opt/us install >make.log 2>
 prefix=$PWD/root/opt/us
 
 "$prefix/bin/uffd-snap" --version
-for m in man1/uffd-snap.1 man7/uffd-snap.7 man5/uffd-snap-image.5 man3/libuffd-snap.3; do
+for m in man1/uffd-snap.1 man7/uffd-snap.7 man5/uffd-snap-image.5 man7/uffd-snap-store.7 man3/libuffd-snap.3; do
 	[ -s "$prefix/share/man/$m" ] || fail "not installed: $m"
 done
 

@@ -19,8 +19,8 @@ export UFFD_SNAP_STORE=$PWD/store
 # The example's lines, each minute, with this program and this target.
 sed -e "s|^UFFD_SNAP_STORE=.*|UFFD_SNAP_STORE=$PWD/store|" -e "s|/usr/local/bin/uffd-snap|$UFFD_SNAP|" \
 	-e "s|redis-server|$PWD/usnapcron|" -e 's|^\*/5 |* |' -e 's|^2 \* |* * |' \
-	"$TOP/scripts/examples/uffd-snap.cron" >crontab
-grep -c "$UFFD_SNAP" crontab | grep -qx 3 || fail 'the example has other lines than expected'
+	"$TOP/scripts/examples/uffd-snap.cron" >lines.cron
+grep -c "$UFFD_SNAP" lines.cron | grep -qx 3 || fail 'the example has other lines than expected'
 # Takes mail for what is printed.
 printf '#!/bin/sh\ncat >>%q/mail\n' "$PWD" >sendmail
 chmod 755 sendmail
@@ -34,7 +34,7 @@ mkdir -p /var/spool/cron/crontabs
 : >empty
 [ ! -e /etc/crontab ] || mount --bind empty /etc/crontab
 [ ! -e /usr/sbin/sendmail ] || mount --bind sendmail /usr/sbin/sendmail
-install -m 644 crontab /etc/cron.d/uffd-snap
+install -m 644 lines.cron /etc/cron.d/uffd-snap
 exec cron -f
 END
 # Both lines come in the same minute here: there is something to be pruned.
