@@ -128,8 +128,9 @@ static void query_shutdown(struct sock_state *s, int fd)
 static bool query_filter(int fd)
 {
 	socklen_t len = 0;
+	char none;
 
-	if (getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, NULL, &len) < 0)
+	if (getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, &none, &len) < 0)
 		return errno == EACCES;
 	return len > 0;
 }

@@ -213,7 +213,7 @@ int place_try(const struct place_spaces *s, struct usnap_err *err)
 		return usnap_fail_errno(err, -errno, "cannot try out namespaces");
 	long pid = syscall(SYS_clone3, &args, sizeof(args));
 	if (pid == 0)
-		_exit(place_furnish(s, uid, gid, shared) < 0);
+		_exit(place_furnish(s, uid, gid, shared) < 0 ? 1 : 0);
 	int r = pid < 0 ? place_no_clone(s, -errno, err) : 0;
 	if (pid > 0) {
 		int status = 0;

@@ -88,6 +88,7 @@ static int close_other(int listener, int fd)
 		if (n > 0 && p[0].revents & (POLLRDHUP | POLLHUP | POLLERR))
 			return 0;
 		if (n > 0 && p[1].revents) {
+			/* cppcheck-suppress nullPointer */
 			int other = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
 			if (other >= 0)
 				close(other);

@@ -132,6 +132,7 @@ static int accept_own(const struct rsockets *s, const struct rsocket *listener, 
 			r = connect_as(s, listener, client);
 		if (r < 0 && r != -EAGAIN)
 			return r;
+		/* cppcheck-suppress nullPointer */
 		int fd = accept4(listening, NULL, NULL, SOCK_CLOEXEC);
 		if (fd >= 0 && is_own(fd))
 			return fd;

@@ -130,6 +130,7 @@ int stub_new(struct stub **ret, const struct stub_range *taken, size_t nr_taken,
 		stub_free(s);
 		return usnap_fail_errno(err, r, "cannot make a stub");
 	}
+	/* cppcheck-suppress comparePointers */
 	memcpy(s->view, usnap_stub_code, (size_t)(usnap_stub_end - usnap_stub_code));
 	s->nr_lanes = 1;
 	*ret = s;
@@ -159,6 +160,7 @@ size_t stub_len(const struct stub *s)
 
 uint64_t stub_syscall_insn(const struct stub *s)
 {
+	/* cppcheck-suppress comparePointers */
 	return s->addr + (uint64_t)(usnap_stub_syscall - usnap_stub_code);
 }
 

@@ -201,7 +201,7 @@ killed() {
 	local restorer=$!
 	sleep "$delay"
 	kill -"$sig" $restorer 2>/dev/null || true
-	wait $restorer || status=$?
+	wait $restorer 2>/dev/null || status=$?
 	outcome $status "SIG$sig after $delay s $*"
 }
 calls=(openat read pread64 mmap munmap clone3 memfd_create process_vm_writev ptrace poll newfstatat fstat ioctl
