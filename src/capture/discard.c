@@ -139,6 +139,7 @@ void discard_event(struct capture *c, const struct uffd_msg *msg)
 		pthread_mutex_unlock(&c->map_lock);
 		break;
 	case UFFD_EVENT_REMAP:
+		c->remaps = true;
 		start = msg->arg.remap.from;
 		end = start + msg->arg.remap.len;
 		to = msg->arg.remap.to;

@@ -2,8 +2,13 @@
  * Giving the memory back to the kernel's care.
  *
  * Unregistering walks and clears page tables under mmap_lock held for
- * writing: every fault of the target waits. So it goes in small steps with a
- * breath between; closing the descriptor would do all at once.
+ * writing: every fault of the target waits. So what is large goes in small
+ * steps with a breath between; closing the descriptor would do all at once.
+ *
+ * A step splits the mapping until the next one, and mremap() of what lies on
+ * both sides answers EFAULT meanwhile (mm/mremap.c: it takes one mapping at a
+ * time). So what is small goes at once, and in a process that has been seen
+ * to call mremap() everything does: it rather waits than fails.
  */
 #include <unistd.h>
 
@@ -14,6 +19,8 @@ enum {
 	STEP_CHUNKS = 2, /* populated ones in a step: 4 MiB */
 	BREATH_US = 20,
 };
+/* At 20 to 30 ms per GiB. */
+#define WHOLE_BYTES ((uint64_t)64 << 20)
 /* Where nothing is populated a step can be long. */
 #define STEP_EMPTY ((uint64_t)16 << 30)
 
@@ -43,8 +50,9 @@ void release(struct capture *c)
 
 		if (v->kind != VMA_ANON && (v->kind != VMA_HUGETLB || v->shared))
 			continue;
+		bool whole = v->end - v->start <= WHOLE_BYTES || c->remaps;
 		for (uint64_t a = v->start, end; a < v->end; a = end) {
-			end = ALIGN_UP(step_end(c, a, v->end), region_unit(v));
+			end = whole ? v->end : ALIGN_UP(step_end(c, a, v->end), region_unit(v));
 			end = MIN(end, v->end);
 			uffd_unregister(c->uffd, a, end - a);
 			if (end < v->end)

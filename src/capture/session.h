@@ -113,6 +113,7 @@ struct capture {
 
 	_Atomic bool torn, failed;
 	_Atomic bool sweep_done;
+	_Atomic bool remaps; /* the target was seen to call mremap() */
 	pthread_mutex_t state_lock; /* torn_reason, failure */
 	struct usnap_err failure; /* of the fault or sweep thread */
 	_Atomic uint64_t nr_saved;
