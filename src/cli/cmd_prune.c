@@ -37,7 +37,8 @@ static void print_each(const struct prune_plan *v, const char *name)
 		show_text(name);
 		printf("@%s", stamp);
 		if (v->keep[i] && v->why[i])
-			printf("  %s", retention_reasons(v->why[i], reasons, sizeof(reasons)));
+			printf("  %s%s", retention_reasons(v->why[i], reasons, sizeof(reasons)),
+			       (long)i == v->merge ? ", merged" : "");
 		else if (v->keep[i])
 			fputs(v->links[i].readable ? "  needed by others" : "  damaged", stdout);
 		putchar('\n');
@@ -86,6 +87,19 @@ static void warn(struct prune *p, const struct prune_plan *v)
 		}
 }
 
+/* What the merged image takes at most, beside what there is until it is complete. */
+static int hint_room(const struct prune_plan *p, struct usnap_err *err)
+{
+	const struct store_link *l = &p->links[p->merge];
+	uint64_t bytes = p->images.image[p->merge].bytes;
+	char size[24];
+
+	for (size_t i = 0; i < l->nr_needs; i++)
+		bytes += p->images.image[l->needs[i]].bytes;
+	return usnap_hint(err, "merging needs up to %s; all images are as they were",
+			  show_size(size, bytes));
+}
+
 /* An image takes the place of itself and all that it refers to. */
 static int merge(const struct prune *p, const char *name, const struct prune_plan *plan,
 		 struct store_lock *lock, struct usnap_err *err)
@@ -113,6 +127,8 @@ static int merge(const struct prune *p, const char *name, const struct prune_pla
 		r = store_commit(out, file, err);
 	output_close(out);
 	usnap_image_free(img);
+	if (r == -ENOSPC)
+		return hint_room(plan, err);
 	if (r < 0)
 		return r;
 	/* Killed here, there are two of this time: the next run keeps one of them. */

@@ -100,7 +100,7 @@ static int fail(const struct snapshot *s, struct usnap_err *err)
 {
 	const int signal_ = *interrupted;
 
-	if (err->code == -EBUSY && s->args->skip_if_busy) {
+	if (s->dest.busy) {
 		if (!s->args->quiet)
 			msg_info("skipped: %s", err->text);
 		return EXIT_DONE;
@@ -137,16 +137,20 @@ static int take(const struct snapshot_args *a, pid_t pid)
 {
 	struct snapshot s = {.args = a, .run = {.pid = pid, .name = "", .path = "", .store = ""}};
 	struct usnap_err err = {0};
-	uint64_t start = now_ns();
-	bool opened = false, skipped;
+	uint64_t start;
+	bool opened = false;
 	int code = EXIT_DONE;
 
 	progress_start(&s.progress, a->quiet || a->json);
-	int r = target_open(&s.target, pid, &err);
+	int r = snapshot_dest_lock(&s.dest, a, pid, interrupted, &err);
 
-	opened = r == 0;
+	start = now_ns();
+	if (r == 0) {
+		r = target_open(&s.target, pid, &err);
+		opened = r == 0;
+	}
 	if (r == 0)
-		r = snapshot_dest_open(&s.dest, a, s.target.comm, interrupted, &err);
+		r = snapshot_dest_open(&s.dest, a, &err);
 	if (r == 0)
 		r = snapshot_parent_open(&s.parent, a, &s.dest, &err);
 	if (r == 0)
@@ -160,7 +164,6 @@ static int take(const struct snapshot_args *a, pid_t pid)
 	snapshot_parent_close(&s.parent);
 	progress_end(&s.progress);
 	s.run.name = s.dest.name;
-	skipped = r == -EBUSY && a->skip_if_busy;
 	if (r < 0) {
 		/* What was not committed is gone before anybody is told. */
 		output_close(s.dest.output);
@@ -168,7 +171,7 @@ static int take(const struct snapshot_args *a, pid_t pid)
 		code = fail(&s, &err);
 		s.run.error = err.text;
 	}
-	if (!skipped)
+	if (!s.dest.busy)
 		code = tell(a, &s.run, code);
 	snapshot_dest_close(&s.dest);
 	if (opened)

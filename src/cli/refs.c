@@ -113,7 +113,8 @@ int refs_add(struct refs *refs, const char *arg, const char *store, enum refs_wh
 			return store_name_check(name, err);
 		return add_path(refs, strdup(arg), err);
 	}
-	if (!store && stat(arg, &st) == 0)
+	/* A directory is no image: it may be the name's, when we stand in the store. */
+	if (!store && stat(arg, &st) == 0 && !S_ISDIR(st.st_mode))
 		return add_path(refs, strdup(arg), err);
 	if ((r = refs_open_store(&s, store, &why)) == 0) {
 		if ((r = add_store(refs, s, &why)) < 0)

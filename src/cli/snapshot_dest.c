@@ -1,12 +1,14 @@
 #include "cli/snapshot_dest.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <uffd-snap.h>
 
 #include "cli/snapshot_parent.h"
+#include "common/io.h"
 #include "common/util.h"
 #include "store/store_commit.h"
 
@@ -67,13 +69,30 @@ static int choose_parent(struct snapshot_dest *d, uint64_t full_every, struct us
 	return r;
 }
 
-static int open_in_store(struct snapshot_dest *d, const struct snapshot_args *a, const char *comm,
-			 const volatile sig_atomic_t *cancel, struct usnap_err *err)
+/* What the process calls itself; "" when there is none. */
+static void read_comm(pid_t pid, char comm[64])
+{
+	cleanup_free char *text = NULL;
+	char path[32];
+
+	snprintf(path, sizeof(path), "/proc/%d/comm", (int)pid);
+	comm[0] = '\0';
+	if (io_read_file_at(AT_FDCWD, path, 256, &text, NULL) == 0)
+		snprintf(comm, 64, "%.*s", (int)strcspn(text, "\n"), text);
+}
+
+int snapshot_dest_lock(struct snapshot_dest *d, const struct snapshot_args *a, pid_t pid,
+		       const volatile sig_atomic_t *cancel, struct usnap_err *err)
 {
 	const struct store_lock_options lo = {.no_wait = a->skip_if_busy, .cancel = cancel};
 	cleanup_free char *usual = NULL;
+	char comm[64];
 	int r = 0;
 
+	read_comm(pid, comm);
+	/* Without a process there is nothing to lock for: opening it tells what is wrong. */
+	if (a->output || !*comm)
+		return 0;
 	if (a->name && (r = store_name_check(a->name, err)) < 0)
 		return r;
 	if (a->name)
@@ -82,25 +101,31 @@ static int open_in_store(struct snapshot_dest *d, const struct snapshot_args *a,
 		choose_name(a, comm, d->name);
 	if (!a->store && (r = store_default_path(&usual, err)) < 0)
 		return r;
-	if ((r = store_open(&d->store, a->store ? a->store : usual, true, err)) < 0 ||
-	    (r = store_lock(&d->lock, d->store, d->name, STORE_ADD, &lo, err)) < 0)
+	if ((r = store_open(&d->store, a->store ? a->store : usual, true, err)) < 0)
 		return r;
+	r = store_lock(&d->lock, d->store, d->name, STORE_ADD, &lo, err);
+	d->busy = r == -EBUSY;
+	return r;
+}
+
+int snapshot_dest_open(struct snapshot_dest *d, const struct snapshot_args *a,
+		       struct usnap_err *err)
+{
+	int r;
+
+	if (a->output) {
+		if (!(d->path = strdup(a->output)))
+			return usnap_fail_errno(err, -ENOMEM, "cannot write '%s'", a->output);
+		return output_open(&d->output, a->output, err);
+	}
+	if (!d->lock)
+		return usnap_fail(err, -ESRCH, "cannot snapshot: the process has ended");
 	store_clean(store_lock_fd(d->lock));
 	if ((r = store_secret(d->store, &d->seed, err)) < 0 ||
 	    (r = choose_parent(d, a->full_every, err)) < 0 ||
 	    (r = store_new_path(d->store, d->name, &d->path, err)) < 0)
 		return r;
 	return output_open(&d->output, d->path, err);
-}
-
-int snapshot_dest_open(struct snapshot_dest *d, const struct snapshot_args *a, const char *comm,
-		       const volatile sig_atomic_t *cancel, struct usnap_err *err)
-{
-	if (!a->output)
-		return open_in_store(d, a, comm, cancel, err);
-	if (!(d->path = strdup(a->output)))
-		return usnap_fail_errno(err, -ENOMEM, "cannot write '%s'", a->output);
-	return output_open(&d->output, a->output, err);
 }
 
 static int commit_to_store(struct snapshot_dest *d, struct usnap_err *err)

@@ -19,13 +19,18 @@ struct snapshot_dest {
 	char name[STORE_NAME_MAX + 1]; /* "" outside of a store */
 	struct store *store;
 	struct store_lock *lock;
+	bool busy; /* another run has the name, and we do not wait */
 	uint64_t seed; /* of page hashes; 0 outside of a store */
 	char *parent; /* path of the image to continue, or NULL */
 };
 
-/* -EBUSY with skip_if_busy when another run has the name. */
-int snapshot_dest_open(struct snapshot_dest *d, const struct snapshot_args *a, const char *comm,
+/* Before the process is looked at: another run that has the name most likely has the process as
+ * well. In the store only. With skip_if_busy -EBUSY, and d->busy. */
+int snapshot_dest_lock(struct snapshot_dest *d, const struct snapshot_args *a, pid_t pid,
 		       const volatile sig_atomic_t *cancel, struct usnap_err *err);
+
+int snapshot_dest_open(struct snapshot_dest *d, const struct snapshot_args *a,
+		       struct usnap_err *err);
 
 /* Names the image and makes it durable. */
 int snapshot_dest_commit(struct snapshot_dest *d, struct usnap_err *err);
