@@ -34,8 +34,8 @@ usnap snapshot -q "$pid" -o - | cat >e.usnap
 consistent e.usnap
 exits 0 usnap verify a.usnap b.usnap c.usnap d.usnap e.usnap
 
-# Every byte, while the process stands still.
-kill -STOP "$pid"
+# Every byte, while the process stands still: by our will, as its witness does.
+kill -STOP "$pid" "$witness"
 usnap snapshot -q "$pid" -o still.usnap
 same 'state of a stopped process' "$(sed -n 's/^State:\t\(.\).*/\1/p' "/proc/$pid/status")" T
 regions=0
@@ -54,7 +54,7 @@ while read -r range perms _ _ inode name; do
 	regions=$((regions + 1))
 done <"/proc/$pid/maps"
 [ $regions -ge 10 ] || fail "only $regions regions compared"
-kill -CONT "$pid"
+kill -CONT "$witness" "$pid"
 
 # Who it was.
 usnap info --json a.usnap >info.json
