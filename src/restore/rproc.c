@@ -213,7 +213,8 @@ int rproc_begin(struct restore *r, struct usnap_err *err)
 {
 	const struct rproc *p = r->proc;
 
-	if (p->leads_session) {
+	/* Left to itself, it is not to get what the terminal of whoever started us sends. */
+	if (p->leads_session || r->o->detach) {
 		if (setsid() < 0)
 			return usnap_fail_errno(err, -errno, "cannot begin a session");
 	} else if (p->leads_group && setpgid(0, 0) < 0) {
