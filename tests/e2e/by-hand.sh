@@ -30,4 +30,9 @@ same 'pages by jq and by zstd' "$(jq .pages x/commit.json)" \
 	"$(od -An -t u8 -j 32 -N 8 index | tr -d ' ')"
 same magic "$(head -c 8 index)" USNAPIDX
 raw=$(cat x/pages/*.zst | zstd -dqc | wc -c)
-same 'bytes of pages' "$((raw / 4096))" "$(jq .pages x/commit.json)"
+number() { od -An -t u8 -j "$1" -N 8 index | tr -d ' '; }
+frames=$(od -An -t u4 -w32 -v -j $((64 + 32 * $(number 16))) -N $((32 * $(number 24))) index |
+	awk '{n += $2} END {print n}')
+same 'bytes of pages' "$raw" "$frames"
+# Equal pages lie there once.
+[ $((raw / 4096)) -le "$(jq .pages x/commit.json)" ] || fail "more pages than the index has"
