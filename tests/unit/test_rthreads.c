@@ -427,8 +427,8 @@ Test(rthread, refuses_hostile_values)
 		", 'creds': {'uid': [0, 0, 0], 'gid': [0, 0, 0, 0]}",
 		", 'creds': {'uid': [0, 0, 0, 4294967295], 'gid': [0, 0, 0, 0]}",
 		", 'creds': {'uid': [0, 0, 0, 0], 'gid': [0, 0, 0, 0], 'groups': ['a']}",
-		", 'creds': {'uid': [0, 0, 0, 0], 'gid': [0, 0, 0, 0], 'cap_permitted': '0x1', "
-		"'cap_effective': '0x3'}",
+		(", 'creds': {'uid': [0, 0, 0, 0], 'gid': [0, 0, 0, 0], 'cap_permitted': '0x1', "
+		 "'cap_effective': '0x3'}"),
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
