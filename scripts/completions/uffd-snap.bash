@@ -69,6 +69,9 @@ _uffd_snap() {
 		compopt -o filenames 2>/dev/null
 		mapfile -t COMPREPLY < <(compgen -d -- "$cur"; compgen -f -X '!*.usnap' -- "$cur"
 			compgen -W "$(_uffd_snap_images "$tool" "$cur")" -- "$cur")
+	elif [[ $line == *REMOTE* ]]; then
+		mapfile -t COMPREPLY < <(compgen -W "$(_uffd_snap_images "$tool" "$cur")
+			$(rclone listremotes 2>/dev/null)" -- "$cur")
 	elif [[ $line == *NAME* && $line != *PID* ]]; then
 		mapfile -t COMPREPLY < <(compgen -W "$(_uffd_snap_images "$tool" "$cur")" -- "$cur")
 	elif [[ $line == *PID* ]]; then

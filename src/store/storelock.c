@@ -107,6 +107,20 @@ static int take_add(struct store_lock *l, const struct store_lock_options *o)
 	return 0;
 }
 
+/* The directory itself is what two pushes meet at. Where directories cannot be locked, as on NFS, they
+ * are in each other's way at worst: one of them fails, and the next one puts it right. */
+static int take_push(struct store_lock *l, const struct store_lock_options *o)
+{
+	cleanup_fd int fd = openat(l->dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int r = fd < 0 ? -errno : flock_until(fd, LOCK_EX, o->no_wait, o->cancel);
+
+	if (r == -EBUSY || r == -ECANCELED)
+		return r;
+	if (r == 0)
+		l->lock = take_fd(&fd);
+	return take_read(l, o);
+}
+
 static int take_remove(struct store_lock *l, const struct store_lock_options *o)
 {
 	struct wanted w = {".in-use", LOCK_EX, true};
@@ -140,9 +154,13 @@ static int fail(struct store_lock *l, int r, enum store_lock_kind kind, struct u
 
 	if (r == -EBUSY) {
 		holder(l->dir, who, sizeof(who));
+		/* A push that has its own lock waits as a reader. */
+		if (kind == STORE_READ || (kind == STORE_PUSH && l->lock >= 0))
+			snprintf(who, sizeof(who), "a run that removes images");
+		else if (kind == STORE_PUSH)
+			snprintf(who, sizeof(who), "another push");
 		usnap_fail(err, r, "cannot lock '%s' of store '%s': %s has it", l->name,
-			   store_path(l->store),
-			   kind == STORE_READ ? "a run that removes images" : who);
+			   store_path(l->store), who);
 	} else if (r == -ECANCELED) {
 		usnap_fail(err, r, "cannot lock '%s' of store '%s': interrupted", l->name,
 			   store_path(l->store));
@@ -171,6 +189,8 @@ int store_lock(struct store_lock **ret, struct store *s, const char *name,
 	do {
 		if (l->dir >= 0)
 			close(take_fd(&l->dir));
+		if (l->lock >= 0)
+			close(take_fd(&l->lock));
 		r = store_open_name(s, name, kind == STORE_ADD, err);
 		if (r < 0) {
 			store_unlock(l);
@@ -179,6 +199,8 @@ int store_lock(struct store_lock **ret, struct store *s, const char *name,
 		l->dir = r;
 		if (kind == STORE_READ)
 			r = take_read(l, options);
+		else if (kind == STORE_PUSH)
+			r = take_push(l, options);
 		else
 			r = kind == STORE_ADD ? take_add(l, options) : take_remove(l, options);
 	} while (r == -ESTALE);

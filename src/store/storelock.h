@@ -24,6 +24,7 @@ enum store_lock_kind {
 	STORE_READ, /* .in-use, shared */
 	STORE_ADD, /* .lock; makes the directory of the name */
 	STORE_REMOVE, /* .lock and .in-use */
+	STORE_PUSH, /* .in-use, shared, and the directory: one at a time carries away */
 };
 
 struct store_lock_options {

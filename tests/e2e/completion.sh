@@ -19,7 +19,7 @@ complete_words() (
 
 complete_words '' >offered
 export UFFD_SNAP_STORE=$PWD/store
-for c in snapshot info verify read core restore diff merge list prune rm check help; do
+for c in snapshot info verify read core restore diff merge list prune rm push pull check help; do
 	grep -qx "$c" offered || fail "'$c' is not offered"
 	[ "$c" = help ] && continue
 	complete_words "$c" -- >options
@@ -42,7 +42,7 @@ complete_words restore --ignore use >offered
 same 'kind' "$(cat offered)" userfaultfd
 start_workload witness
 usnap snapshot -q "$started" --name stored
-for c in info verify restore list prune; do
+for c in info verify restore list prune push; do
 	complete_words $c sto >offered
 	grep -qx stored offered || fail "the name of an image is not offered by $c"
 done
