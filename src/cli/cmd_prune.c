@@ -40,7 +40,9 @@ static void print_each(const struct prune_plan *v, const char *name)
 			printf("  %s%s", retention_reasons(v->why[i], reasons, sizeof(reasons)),
 			       (long)i == v->merge ? ", merged" : "");
 		else if (v->keep[i])
-			fputs(v->links[i].readable ? "  needed by others" : "  damaged", stdout);
+			printf("  %s", !v->links[i].readable	? "damaged"
+				       : v->links[i].nr_missing ? "incomplete"
+								: "needed by others");
 		putchar('\n');
 	}
 }
@@ -78,13 +80,21 @@ static void print_summary(const struct prune *p, const struct prune_plan *v, con
 }
 
 /* Whatever cannot be read is said each time, until somebody decides. */
-static void warn(struct prune *p, const struct prune_plan *v)
+static void warn(struct prune *p, const struct prune_plan *v, const char *name)
 {
-	for (size_t i = 0; i < v->images.nr; i++)
-		if (!v->links[i].readable) {
-			msg_error("%s; it is kept, and what is older", v->links[i].why);
-			p->worst = cli_worse(p->worst, EXIT_DAMAGED);
-		}
+	for (size_t i = 0; i < v->images.nr; i++) {
+		const struct store_link *l = &v->links[i];
+
+		if (l->readable && !l->nr_missing)
+			continue;
+		if (l->readable)
+			msg_error("cannot use '%s/%s': it needs image %s, which is missing; it is "
+				  "kept, and what else it needs",
+				  name, v->images.image[i].file, l->missing);
+		else
+			msg_error("%s; it is kept, and what is older", l->why);
+		p->worst = cli_worse(p->worst, EXIT_DAMAGED);
+	}
 }
 
 /* What the merged image takes at most, beside what there is until it is complete. */
@@ -131,7 +141,10 @@ static int merge(const struct prune *p, const char *name, const struct prune_pla
 		return hint_room(plan, err);
 	if (r < 0)
 		return r;
-	/* Killed here, there are two of this time: the next run keeps one of them. */
+	/* Killed here, there are two of this time: the next run removes the old one. */
+	if ((size_t)plan->merge + 1 == plan->images.nr &&
+	    (r = store_set_latest(store_lock_fd(lock), file)) < 0)
+		return usnap_fail_errno(err, r, "cannot set 'latest' to '%s'", file);
 	if (unlinkat(store_lock_fd(lock), old->file, 0) < 0)
 		return usnap_fail_errno(err, -errno, "cannot remove '%s'", from);
 	return 0;
@@ -183,7 +196,7 @@ static int prune_name(struct prune *p, const char *name, struct usnap_err *err)
 		print_summary(p, &plan, name, all, count(&plan, plan.keep));
 	if (r == 0) {
 		fflush(stdout);
-		warn(p, &plan);
+		warn(p, &plan, name);
 	}
 	prune_plan_free(&plan);
 	store_unlock(lock);

@@ -7,6 +7,8 @@
 #include <uffd-snap.h>
 
 #include "common/util.h"
+#include "image/hash.h"
+#include "image/image.h"
 #include "image/imgrefers.h"
 
 /* Images ordered by id, to find one. */
@@ -45,9 +47,7 @@ static int set_needs(struct store_link *l, const unsigned char *refers, size_t n
 	if (!(l->needs = malloc(n * sizeof(*l->needs))))
 		return -ENOMEM;
 	for (size_t i = 0; i < n; i++) {
-		for (size_t k = 0; k < STORE_ID_LEN / 2; k++)
-			snprintf(id + 2 * k, 3, "%02x", refers[i * STORE_ID_LEN / 2 + k]);
-		long at = find(ids, nr, id);
+		long at = find(ids, nr, hash_hex(id, refers + i * FORMAT_ID_BYTES));
 
 		if (at >= 0)
 			l->needs[l->nr_needs++] = (size_t)at;
@@ -56,6 +56,15 @@ static int set_needs(struct store_link *l, const unsigned char *refers, size_t n
 	}
 	qsort(l->needs, l->nr_needs, sizeof(*l->needs), by_place);
 	return 0;
+}
+
+/* The image that it was merged of, or LINKS_NONE. */
+static long merged_from(const struct usnap_image *img, const struct by_id *ids, size_t nr)
+{
+	const json_t *from = json_object_get(img->snapshot, "merged_from");
+	const char *id = json_string_value(json_array_get(from, 0));
+
+	return id ? find(ids, nr, id) : LINKS_NONE;
 }
 
 static int load(struct store_link *l, const char *path, const struct store_image *i,
@@ -78,6 +87,7 @@ static int load(struct store_link *l, const char *path, const struct store_image
 	} else {
 		l->readable = true;
 		l->parent = info.parent ? find(ids, nr, info.parent) : LINKS_NONE;
+		l->merged_from = n ? LINKS_NONE : merged_from(img, ids, nr);
 		r = set_needs(l, refers, n, ids, nr);
 	}
 	usnap_image_free(img);
@@ -98,11 +108,17 @@ int store_links_load(struct store *s, const char *name, const struct store_image
 	for (size_t i = 0; r == 0 && i < images->nr; i++) {
 		cleanup_free char *path = NULL;
 
-		links[i].parent = LINKS_NONE;
+		links[i].parent = links[i].merged_from = LINKS_NONE;
 		if (asprintf(&path, "%s/%s/%s", store_path(s), name, images->image[i].file) < 0)
 			r = -ENOMEM;
 		else
 			r = load(&links[i], path, &images->image[i], ids, images->nr);
+	}
+	for (size_t i = 0; r == 0 && i < images->nr; i++) {
+		long old = links[i].merged_from;
+
+		if (old >= 0 && images->image[old].t0_ms == images->image[i].t0_ms)
+			links[old].replaced = true;
 	}
 	if (r < 0) {
 		store_links_free(links, images->nr);

@@ -16,8 +16,10 @@ enum {
 
 struct store_link {
 	bool readable; /* what it needs is known */
+	bool replaced; /* by one that was merged of it, and needs nothing */
 	char why[512]; /* it is not readable */
 	long parent; /* the image that it continues: where it is in images, or LINKS_ */
+	long merged_from; /* the image that it was made of, where that is still there */
 	size_t *needs; /* where they are in images, ascending */
 	size_t nr_needs, nr_missing; /* nr_missing: needed, and not in images */
 	char missing[STORE_ID_LEN + 1]; /* the first of them */
