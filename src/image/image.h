@@ -69,6 +69,7 @@ enum {
 struct img_ancestor {
 	char id[FORMAT_HASH_HEX + 1];
 	char *path; /* where it was found */
+	char *named; /* the first file whose name holds the id */
 	int fd;
 	uint64_t end; /* once found: its frames lie before this offset */
 	unsigned users; /* threads that read from it */
@@ -81,6 +82,7 @@ struct img_ancestor {
 /* Where ancestors are looked for: a directory or a file. */
 struct img_place {
 	char *path;
+	bool listed; /* the names in the directory were looked at */
 	bool scanned; /* every image in the directory was looked at */
 };
 

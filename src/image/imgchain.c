@@ -5,8 +5,9 @@
  * one of them when its commit.json says so, whatever its name. They are
  * looked for when the first byte of one is wanted: where the caller said, in
  * the image's directory, and where its parent was when it was taken. A file
- * whose name holds the id is tried first; only when that fails the others of
- * a directory are opened, once, and what is learned of each is kept.
+ * whose name holds the id is tried first: a directory is listed once, for all
+ * of them. Only when that fails the others of a directory are opened, once,
+ * and what is learned of each is kept.
  *
  * Any thread reads; chain_lock guards all that is here, the search included.
  * An ancestor that a thread reads from is not closed; of idle ones no more
@@ -86,16 +87,23 @@ static int peek(const char *path, char id[FORMAT_HASH_HEX + 1], uint64_t *ret_en
 	return fd;
 }
 
+/* What is worth telling of a file that is not the ancestor that was looked for. */
+enum blame {
+	BLAME_NOTHING, /* its name is another image's */
+	BLAME_DAMAGE, /* it might have been */
+	BLAME_ALL
+};
+
 /* Looks into a file. Any ancestor that it is becomes known; it stays open when that is a. */
 static void try_file(struct usnap_image *img, struct img_ancestor *a, const char *path,
-		     bool expected)
+		     enum blame blame)
 {
 	char id[FORMAT_HASH_HEX + 1], why[MAX_WHY] = "";
 	uint64_t end;
 	int fd = peek(path, id, &end, why);
 
 	if (fd < 0) {
-		if (*why)
+		if (*why && blame != BLAME_NOTHING)
 			note_why(a, why);
 		return;
 	}
@@ -113,7 +121,7 @@ static void try_file(struct usnap_image *img, struct img_ancestor *a, const char
 			img->nr_open++;
 		}
 	}
-	if (a->fd < 0 && expected) {
+	if (a->fd < 0 && blame == BLAME_ALL) {
 		snprintf(why, sizeof(why), "'%.200s' is image %s", path, id);
 		note_why(a, why);
 	}
@@ -130,6 +138,18 @@ static bool is_candidate(const char *name)
 	       !strcmp(name + len - sizeof(suffix) + 1, suffix);
 }
 
+static bool has_id(const char *name)
+{
+	while (*name && strspn(name, "0123456789abcdef") < FORMAT_HASH_HEX)
+		name++;
+	return *name;
+}
+
+static enum blame blame_for(const char *name, const struct img_ancestor *a)
+{
+	return strstr(name, a->id) ? BLAME_ALL : has_id(name) ? BLAME_NOTHING : BLAME_DAMAGE;
+}
+
 static void scan(struct usnap_image *img, struct img_ancestor *a, const char *dir, bool by_name)
 {
 	cleanup_dir DIR *d = opendir(dir);
@@ -139,10 +159,50 @@ static void scan(struct usnap_image *img, struct img_ancestor *a, const char *di
 		cleanup_free char *path = NULL;
 		bool named = strstr(e->d_name, a->id) != NULL;
 
-		if (is_candidate(e->d_name) && named == by_name &&
+		if (is_candidate(e->d_name) && (named || !by_name) &&
 		    asprintf(&path, "%s/%s", dir, e->d_name) >= 0)
-			try_file(img, a, path, named);
+			try_file(img, a, path, blame_for(e->d_name, a));
 	}
+}
+
+static int compare_ids(const void *a, const void *b)
+{
+	return strcmp((*(struct img_ancestor *const *)a)->id,
+		      (*(struct img_ancestor *const *)b)->id);
+}
+
+/* Of the nr ancestors, ordered by id, those that a file's name speaks of. */
+static void match_name(struct img_ancestor **sorted, size_t nr, const char *dir, const char *file)
+{
+	struct img_ancestor want = {0}, *key = &want;
+
+	for (const char *s = file; *s; s++) {
+		if (strspn(s, "0123456789abcdef") < FORMAT_HASH_HEX)
+			continue;
+		memcpy(want.id, s, FORMAT_HASH_HEX);
+		struct img_ancestor **found =
+			bsearch(&key, sorted, nr, sizeof(*sorted), compare_ids);
+
+		if (found && !(*found)->named && asprintf(&(*found)->named, "%s/%s", dir, file) < 0)
+			(*found)->named = NULL;
+	}
+}
+
+/* With thousands of images in a directory, and hundreds of them ancestors, one look has to do. */
+static void list_names(struct usnap_image *img, const char *dir)
+{
+	cleanup_free struct img_ancestor **sorted = calloc(img->nr_images, sizeof(*sorted));
+	cleanup_dir DIR *d = opendir(dir);
+	const struct dirent *e;
+	size_t nr = 0;
+
+	for (uint64_t i = 1; sorted && i < img->nr_images; i++)
+		sorted[nr++] = &img->ancestors[i - 1];
+	if (nr)
+		qsort(sorted, nr, sizeof(*sorted), compare_ids);
+	while (d && nr && (e = readdir(d)))
+		if (is_candidate(e->d_name))
+			match_name(sorted, nr, dir, e->d_name);
 }
 
 /* Looks at one place: a file, or a directory. */
@@ -153,10 +213,16 @@ static void look(struct usnap_image *img, struct img_ancestor *a, struct img_pla
 	if (a->fd >= 0 || stat(p->path, &st) < 0)
 		return;
 	if (!S_ISDIR(st.st_mode)) {
-		try_file(img, a, p->path, false);
+		try_file(img, a, p->path, BLAME_DAMAGE);
 		return;
 	}
-	scan(img, a, p->path, true);
+	if (!p->listed)
+		list_names(img, p->path);
+	p->listed = true;
+	if (a->named) {
+		try_file(img, a, a->named, BLAME_ALL);
+		scan(img, a, p->path, true); /* there may be more of that name */
+	}
 	if (a->fd >= 0 || p->scanned)
 		return;
 	scan(img, a, p->path, false);
@@ -259,12 +325,12 @@ static int open_ancestor(struct usnap_image *img, struct img_ancestor *a, struct
 	if (a->missing)
 		return not_found(img, a, err);
 	if (a->path)
-		try_file(img, a, a->path, true);
+		try_file(img, a, a->path, BLAME_ALL);
 	for (size_t i = 0; i < img->nr_places && a->fd < 0; i++) {
 		look(img, a, &img->places[i]);
 		/* A scan for another one may have seen it already. */
 		if (a->fd < 0 && a->path)
-			try_file(img, a, a->path, true);
+			try_file(img, a, a->path, BLAME_ALL);
 	}
 	if (a->fd >= 0)
 		return 0;
@@ -382,6 +448,7 @@ void img_close_chain(struct usnap_image *img)
 		if (a->fd >= 0)
 			close(a->fd);
 		free(a->path);
+		free(a->named);
 		free(a->why);
 	}
 	free(img->ancestors);

@@ -292,6 +292,31 @@ Test(chain, names_a_foreign_image_under_the_ancestors_name)
 	expect_partly(-ESTALE, name);
 }
 
+/* Of two files with its name the sound one is taken, and a third's damage is not to blame. */
+Test(chain, blames_no_other_image)
+{
+	char id[33], name[3][64];
+	struct usnap_image *img;
+	unsigned char got[PAGE];
+
+	make_chain(3);
+	chain_id(1, id);
+	snprintf(name[0], sizeof(name[0]), "a-%s.usnap", id);
+	snprintf(name[1], sizeof(name[1]), "b-%s.usnap", id);
+	snprintf(name[2], sizeof(name[2]), "c-%032x.usnap", 0xdead);
+	for (unsigned i = 0; i < 3; i += 2)
+		close(open(name[i], O_CREAT | O_WRONLY, 0600));
+	cr_assert_eq(rename("g1.usnap", name[1]), 0);
+	expect_generation("g3.usnap", 3);
+	unlink(name[0]);
+	unlink(name[1]);
+	img = open_image("g3.usnap");
+	cr_assert_eq(read_page(img, 40, got), -ESTALE);
+	cr_assert_not_null(strstr(usnap_image_error(img), id));
+	cr_assert_null(strstr(usnap_image_error(img), "dead"), "%s", usnap_image_error(img));
+	usnap_image_free(img);
+}
+
 Test(chain, finds_ancestors_whose_names_were_swapped)
 {
 	make_chain(3);
