@@ -18,6 +18,26 @@ struct removal {
 	bool all, dry_run, quiet;
 };
 
+/* Refuses what is older than an image that cannot be read at the moment: nobody knows what it needs.
+ * With a damaged one it makes no difference. */
+static int check_unknown(const char *name, const struct store_images *images,
+			 const struct store_link *links, const bool *remove, struct usnap_err *err)
+{
+	bool any = false;
+
+	for (size_t i = 0; i < images->nr; i++) {
+		any |= remove[i];
+		if (any && !remove[i] && !links[i].readable && !links[i].damaged) {
+			usnap_fail(err, -EBUSY,
+				   "cannot remove from '%s': what '%s' refers to is not known; "
+				   "%.300s",
+				   name, images->image[i].file, links[i].why);
+			return usnap_hint(err, "remove that one as well, or first");
+		}
+	}
+	return 0;
+}
+
 /* Refuses what an image that stays needs. */
 static int check_needed(const char *name, const struct store_images *images,
 			const struct store_link *links, const bool *remove, struct usnap_err *err)
@@ -94,6 +114,7 @@ static int remove_from(const struct removal *rm, const char *name, char **whens,
 		goto out;
 	}
 	if ((r = mark(rm, name, whens, nr, &images, remove, err)) < 0 ||
+	    (r = check_unknown(name, &images, links, remove, err)) < 0 ||
 	    (r = check_needed(name, &images, links, remove, err)) < 0)
 		goto out;
 	if (!rm->dry_run &&

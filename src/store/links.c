@@ -78,10 +78,14 @@ static int load(struct store_link *l, const char *path, const struct store_image
 
 	if (!img)
 		return -ENOMEM;
-	if (usnap_image_open(img, path) < 0 || usnap_image_get_info(img, &info, sizeof(info)) < 0 ||
-	    img_read_refers(img, &refers, &n) < 0) {
+	if ((r = usnap_image_open(img, path)) < 0 ||
+	    (r = usnap_image_get_info(img, &info, sizeof(info))) < 0 ||
+	    (r = img_read_refers(img, &refers, &n)) < 0) {
 		snprintf(l->why, sizeof(l->why), "%s", usnap_image_error(img));
+		l->damaged = r == -EBADMSG;
+		r = r == -ENOMEM ? r : 0;
 	} else if (strcmp(info.id, i->id) != 0) {
+		l->damaged = true;
 		snprintf(l->why, sizeof(l->why), "cannot use '%.200s': it is the image %.40s", path,
 			 info.id);
 	} else {

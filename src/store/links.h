@@ -16,6 +16,7 @@ enum {
 
 struct store_link {
 	bool readable; /* what it needs is known */
+	bool damaged; /* not readable, and never will be */
 	bool replaced; /* by one that was merged of it, and needs nothing */
 	char why[512]; /* it is not readable */
 	long parent; /* the image that it continues: where it is in images, or LINKS_ */
