@@ -124,6 +124,18 @@ static const char *last_line(char *text)
 	return line;
 }
 
+/* rclone's exit status does not tell; these are the words of systems and servers. */
+static bool tells_of_no_room(const char *text)
+{
+	static const char *const words[] = {"no space left", "remaining disk space",
+					    "Insufficient Storage", "quota"};
+
+	for (size_t i = 0; i < ARRAY_SIZE(words); i++)
+		if (strcasestr(text, words[i]))
+			return true;
+	return false;
+}
+
 static int explain(int fd, int status, const char *what, const char *object, struct usnap_err *err)
 {
 	struct stat st;
@@ -139,7 +151,7 @@ static int explain(int fd, int status, const char *what, const char *object, str
 	if (WIFEXITED(status) &&
 	    (WEXITSTATUS(status) == NOT_FOUND_DIR || WEXITSTATUS(status) == NOT_FOUND_FILE))
 		r = -ENOENT;
-	else if (text && (strstr(text, "no space left") || strstr(text, "Insufficient Storage")))
+	else if (text && tells_of_no_room(text))
 		r = -ENOSPC;
 	if (text && *last_line(text))
 		usnap_fail(err, r, "cannot %s '%.200s': rclone: %.250s", what, object,
