@@ -127,7 +127,7 @@ static int fetch(struct pull *p, struct pulled *i, const char *path, int fd, str
 {
 	struct stat st;
 	char size[24];
-	int r = rclone_get(&p->carry.rclone, path, fd, err);
+	int r = rclone_get(&p->carry.rclone, path, fd, i->image.bytes, err);
 
 	if (r == -ENOSPC)
 		return usnap_hint(err, "what is missing in the store needs %s",

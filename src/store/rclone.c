@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -65,14 +66,27 @@ char *rclone_join(const char *dir, const char *file)
 
 /* ---- running it -------------------------------------------------------------------------------- */
 
+/* "rclone -q WORDS... -- ARGS...". */
+struct call {
+	const char *words[5], *args[3]; /* each ends with NULL */
+	const char *what, *object; /* for messages */
+	int out; /* where its output goes if it is not wanted as an answer */
+	uint64_t max_bytes; /* of a file that it writes; 0: no limit */
+};
+
 /* In the child: only calls that are safe after fork(). */
-static _Noreturn void become(const struct rclone *r, char **argv, pid_t parent, int out, int err)
+static _Noreturn void become(const struct rclone *r, char **argv, pid_t parent,
+			     const struct call *c, int out, int err)
 {
 	struct sigaction sa = {.sa_handler = SIG_DFL};
+	struct rlimit limit = {c->max_bytes, c->max_bytes};
 	int null = open("/dev/null", O_RDONLY);
 
 	/* Handlers end with execv(); what nohup ignores stays ignored. */
 	sigaction(SIGPIPE, &sa, NULL);
+	/* A remote that never ends must not fill the disk. */
+	if (c->max_bytes)
+		setrlimit(RLIMIT_FSIZE, &limit);
 	/* In a directory here an image is as private as in the store. */
 	umask(077);
 	prctl(PR_SET_PDEATHSIG, SIGTERM);
@@ -166,12 +180,9 @@ static int explain(int fd, int status, const char *what, const char *object, str
 	return r;
 }
 
-/*
- * Runs "rclone -q WORDS... -- ARGS...". what and object: for messages. out: where its output goes,
- * or -1: to *ret_answer, which the caller frees.
- */
-static int run(const struct rclone *r, const char *const *words, const char *const *args, int out,
-	       char **ret_answer, const char *what, const char *object, struct usnap_err *err)
+/* ret_answer: NULL, or what it prints, which the caller frees. */
+static int run(const struct rclone *r, const struct call *c, char **ret_answer,
+	       struct usnap_err *err)
 {
 	cleanup_fd int answer = memfd_create("rclone", MFD_CLOEXEC);
 	cleanup_fd int said = memfd_create("rclone", MFD_CLOEXEC);
@@ -184,36 +195,37 @@ static int run(const struct rclone *r, const char *const *words, const char *con
 	if (answer < 0 || said < 0)
 		return usnap_fail_errno(err, -errno, "cannot run rclone");
 	if (r->cancel && *r->cancel)
-		return usnap_fail(err, -ECANCELED, "cannot %s '%s': interrupted", what, object);
-	for (; *words; words++)
-		argv[n++] = (char *)*words;
+		return usnap_fail(err, -ECANCELED, "cannot %s '%s': interrupted", c->what,
+				  c->object);
+	for (size_t i = 0; c->words[i]; i++)
+		argv[n++] = (char *)c->words[i];
 	argv[n++] = (char *)"--";
-	for (; *args; args++)
-		argv[n++] = (char *)*args;
+	for (size_t i = 0; c->args[i]; i++)
+		argv[n++] = (char *)c->args[i];
 	pid = fork();
 	if (pid < 0)
 		return usnap_fail_errno(err, -errno, "cannot run rclone");
 	if (pid == 0)
-		become(r, argv, parent, out >= 0 ? out : answer, said);
+		become(r, argv, parent, c, ret_answer || c->out < 0 ? answer : c->out, said);
 	result = wait_for(r, pid, &status);
 	if (result == -ECANCELED)
-		return usnap_fail(err, result, "cannot %s '%s': interrupted", what, object);
+		return usnap_fail(err, result, "cannot %s '%s': interrupted", c->what, c->object);
 	if (result < 0)
 		return usnap_fail_errno(err, result, "cannot run rclone");
 	if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
-		return explain(said, status, what, object, err);
+		return explain(said, status, c->what, c->object, err);
 	if (!ret_answer)
 		return 0;
 	if (fstat(answer, &st) < 0 || st.st_size > MAX_ANSWER)
-		return usnap_fail(err, -EFBIG, "cannot %s '%s': rclone's answer is too long", what,
-				  object);
+		return usnap_fail(err, -EFBIG, "cannot %s '%s': rclone's answer is too long",
+				  c->what, c->object);
 	*ret_answer = calloc(1, (size_t)st.st_size + 1);
 	if (!*ret_answer)
-		return usnap_fail_errno(err, -ENOMEM, "cannot %s '%s'", what, object);
+		return usnap_fail_errno(err, -ENOMEM, "cannot %s '%s'", c->what, c->object);
 	result = io_pread_full(answer, *ret_answer, (size_t)st.st_size, 0);
 	if (result < 0) {
 		free(*ret_answer);
-		return usnap_fail_errno(err, result, "cannot %s '%s'", what, object);
+		return usnap_fail_errno(err, result, "cannot %s '%s'", c->what, c->object);
 	}
 	return 0;
 }
@@ -258,11 +270,16 @@ static int parse_list(const json_t *list, struct rclone_files *ret)
 int rclone_list(const struct rclone *r, const char *dir, struct rclone_files *ret,
 		struct usnap_err *err)
 {
-	const char *words[] = {"lsjson", "--files-only", "--no-mimetype", "--no-modtime", NULL};
-	const char *args[] = {dir, NULL};
+	const struct call c = {
+		.words = {"lsjson", "--files-only", "--no-mimetype", "--no-modtime"},
+		.args = {dir},
+		.what = "list",
+		.object = dir,
+		.max_bytes = MAX_ANSWER,
+	};
 	cleanup_free char *answer = NULL;
 	json_t *list;
-	int result = run(r, words, args, -1, &answer, "list", dir, err);
+	int result = run(r, &c, &answer, err);
 
 	if (result < 0)
 		return result;
@@ -301,10 +318,15 @@ int rclone_hash_type(const struct rclone *r, const char *dir, char ret[RCLONE_TY
 {
 	/* The strongest first. */
 	static const char *const good[] = {"sha256", "sha1", "md5"};
-	const char *words[] = {"backend", "features", NULL};
-	const char *args[] = {dir, NULL};
+	const struct call c = {
+		.words = {"backend", "features"},
+		.args = {dir},
+		.what = "ask",
+		.object = dir,
+		.max_bytes = MAX_ANSWER,
+	};
 	cleanup_free char *answer = NULL;
-	int result = run(r, words, args, -1, &answer, "ask", dir, err);
+	int result = run(r, &c, &answer, err);
 	size_t best = ARRAY_SIZE(good), i;
 	json_t *features, *j;
 
@@ -332,10 +354,15 @@ int rclone_hash_type(const struct rclone *r, const char *dir, char ret[RCLONE_TY
 int rclone_hash(const struct rclone *r, const char *path, const char *type, bool download,
 		char ret[RCLONE_HASH_LEN + 1], struct usnap_err *err)
 {
-	const char *words[] = {"hashsum", type, download ? "--download" : NULL, NULL};
-	const char *args[] = {path, NULL};
+	const struct call c = {
+		.words = {"hashsum", type, download ? "--download" : NULL},
+		.args = {path},
+		.what = "check",
+		.object = path,
+		.max_bytes = MAX_ANSWER,
+	};
 	cleanup_free char *answer = NULL;
-	int result = run(r, words, args, -1, &answer, "check", path, err);
+	int result = run(r, &c, &answer, err);
 	size_t len;
 
 	if (result < 0)
@@ -351,37 +378,60 @@ int rclone_hash(const struct rclone *r, const char *path, const char *type, bool
 	return 0;
 }
 
-/* ---- what is changed there --------------------------------------------------------------------- */
+/* ---- what is carried and changed ---------------------------------------------------------------- */
 
 int rclone_put(const struct rclone *r, const char *local, const char *path, struct usnap_err *err)
 {
 	/* There is nothing of this name: without a look at it, it is one request less. */
-	const char *words[] = {"copyto", "--no-check-dest", NULL};
-	const char *args[] = {local, path, NULL};
+	const struct call c = {
+		.words = {"copyto", "--no-check-dest"},
+		.args = {local, path},
+		.what = "write",
+		.object = path,
+		.out = -1,
+	};
 
-	return run(r, words, args, -1, NULL, "write", path, err);
+	return run(r, &c, NULL, err);
 }
 
-int rclone_get(const struct rclone *r, const char *path, int fd, struct usnap_err *err)
+int rclone_get(const struct rclone *r, const char *path, int fd, uint64_t bytes,
+	       struct usnap_err *err)
 {
-	const char *words[] = {"cat", NULL};
-	const char *args[] = {path, NULL};
+	/* More than it should have shows that it is another; a file of rclone's own can be larger. */
+	const struct call c = {
+		.words = {"cat"},
+		.args = {path},
+		.what = "read",
+		.object = path,
+		.out = fd,
+		.max_bytes = MAX(bytes + 1, MIB(1)),
+	};
 
-	return run(r, words, args, fd, NULL, "read", path, err);
+	return run(r, &c, NULL, err);
 }
 
 int rclone_rename(const struct rclone *r, const char *from, const char *to, struct usnap_err *err)
 {
-	const char *words[] = {"moveto", NULL};
-	const char *args[] = {from, to, NULL};
+	const struct call c = {
+		.words = {"moveto"},
+		.args = {from, to},
+		.what = "name",
+		.object = to,
+		.out = -1,
+	};
 
-	return run(r, words, args, -1, NULL, "name", to, err);
+	return run(r, &c, NULL, err);
 }
 
 int rclone_remove(const struct rclone *r, const char *path, struct usnap_err *err)
 {
-	const char *words[] = {"deletefile", NULL};
-	const char *args[] = {path, NULL};
+	const struct call c = {
+		.words = {"deletefile"},
+		.args = {path},
+		.what = "remove",
+		.object = path,
+		.out = -1,
+	};
 
-	return run(r, words, args, -1, NULL, "remove", path, err);
+	return run(r, &c, NULL, err);
 }

@@ -57,8 +57,9 @@ int rclone_hash(const struct rclone *r, const char *path, const char *type, bool
 		char ret[RCLONE_HASH_LEN + 1], struct usnap_err *err);
 
 int rclone_put(const struct rclone *r, const char *local, const char *path, struct usnap_err *err);
-/* Writes the content of a file to fd. */
-int rclone_get(const struct rclone *r, const char *path, int fd, struct usnap_err *err);
+/* Writes the content of a file to fd: bytes, or what shows that it has not so many. */
+int rclone_get(const struct rclone *r, const char *path, int fd, uint64_t bytes,
+	       struct usnap_err *err);
 int rclone_rename(const struct rclone *r, const char *from, const char *to, struct usnap_err *err);
 int rclone_remove(const struct rclone *r, const char *path, struct usnap_err *err);
 
