@@ -104,21 +104,19 @@ fi
 # Two at a time: the first one wins, and is not disturbed.
 work_start --size 64M
 before=$(outside "$work_pid")
-mkfifo slow
-"$WORKLOADS/throttle" 4000000 first.usnap <slow &
-throttle=$!
-adopt $throttle
-usnap snapshot -q "$work_pid" -o - >slow 2>first.err &
+_registered() { grep -qE '^VmFlags.* (um|uw)( |$)' "/proc/$work_pid/smaps"; }
+usnap snapshot -q "$work_pid" -o first.usnap 2>first.err &
 first=$!
 adopt $first
-wait_until 20 test -s first.usnap
+wait_until 20 _registered
+kill -STOP $first
 exits 1 usnap snapshot "$work_pid" -o to/x.usnap
 says err 'cannot '
 grep -qiE 'another|snapshot|being|busy' err || fail "$(cat err)"
 hinted
 no_image to
+kill -CONT $first
 wait $first || fail "the first snapshot suffered: $(cat first.err)"
-wait $throttle
 consistent first.usnap
 untouched "$work_pid" "$before"
 
