@@ -57,10 +57,14 @@ memcached_there() {
 			fail "memcached, generation $g: $(cat load.out check.out)"
 		"$WORKLOADS/kvload" --memcached "${where[@]}" --clients 50 --seconds 0.3 --limit 10000 \
 			>kvload.out 2>&1 || fail "memcached, generation $g: $(cat kvload.out)"
+		ask "set stays 0 1000 1" y >/dev/null
 		before=$(items)
-		ask "set gone 0 3 1" x "set stays 0 1000 1" y >/dev/null
+		# That one may have gone already on a machine that is slow.
+		ask "set gone 0 3 1" x >/dev/null
 		again
-		same "items of generation $g" "$(items)" $((before + (g == 1 ? 2 : 1)))
+		after=$(items)
+		[ "$after" -ge "$before" ] && [ "$after" -le $((before + 1)) ] ||
+			fail "$after items in generation $g after $before"
 		same 'an item with a time' "$(ask 'get stays' | sed -n 2p)" y
 		# Its clock goes on.
 		wait_until 20 eval "[ \"\$(ask 'get gone')\" = END ]"
