@@ -341,6 +341,7 @@ static int run_prune(int argc, char **argv)
 			return r;
 	if (retention_is_empty(&p.rules))
 		return cli_usage_error(&cmd_prune, "cannot prune: no rule says what is to be kept");
+	p.rules.now_ms = wall_ns() / 1000000;
 	p.interrupted = unattended_catch_signals();
 	if (refs_open_store(&p.store, store, &err) < 0)
 		return msg_failure(&err);

@@ -41,17 +41,28 @@ static int path_of(const struct snapshot_dest *d, const char *file, char **ret,
 
 /* Is it time for an image that continues no other? One that cannot be read does not say so; it
  * is no parent either. */
-static bool is_full_due(const char *newest, uint64_t full_every)
+static bool is_full_due(const char *path, uint64_t full_every)
 {
 	struct usnap_image *img = full_every ? usnap_image_new() : NULL;
-	bool due =
-		img && usnap_image_open(img, newest) == 0 && snapshot_depth(img) + 1 >= full_every;
+	bool due = img && usnap_image_open(img, path) == 0 && snapshot_depth(img) + 1 >= full_every;
 
 	usnap_image_free(img);
 	return due;
 }
 
-/* The image that the new one is to continue: the newest. */
+/* The newest, unless it is from the future: a clock that was wrong once is not to hold a chain for
+ * ever. */
+static const struct store_image *newest(const struct store_images *images)
+{
+	uint64_t now_ms = wall_ns() / 1000000;
+	size_t i = images->nr;
+
+	while (i && images->image[i - 1].t0_ms > now_ms)
+		i--;
+	return &images->image[(i ? i : images->nr) - 1];
+}
+
+/* The image that the new one is to continue. */
 static int choose_parent(struct snapshot_dest *d, uint64_t full_every, struct usnap_err *err)
 {
 	struct store_images images;
@@ -60,7 +71,7 @@ static int choose_parent(struct snapshot_dest *d, uint64_t full_every, struct us
 	if (r < 0)
 		return r;
 	if (images.nr)
-		r = path_of(d, images.image[images.nr - 1].file, &d->parent, err);
+		r = path_of(d, newest(&images)->file, &d->parent, err);
 	if (d->parent && is_full_due(d->parent, full_every)) {
 		free(d->parent);
 		d->parent = NULL;

@@ -72,7 +72,7 @@ static void fit(uint64_t max_bytes, struct retention_item *items, size_t n)
 	}
 }
 
-void retention_apply(const struct retention *r, struct retention_item *items, size_t n)
+static void apply_rules(const struct retention *r, struct retention_item *items, size_t n)
 {
 	struct retention rules = *r;
 
@@ -92,6 +92,16 @@ void retention_apply(const struct retention *r, struct retention_item *items, si
 	keep_periods(KEEP_DAILY, r->daily, items, n);
 	keep_periods(KEEP_WEEKLY, r->weekly, items, n);
 	keep_periods(KEEP_MONTHLY, r->monthly, items, n);
+}
+
+void retention_apply(const struct retention *r, struct retention_item *items, size_t n)
+{
+	size_t past = n;
+
+	while (r->now_ms && past && items[past - 1].t0_ms > r->now_ms)
+		past--;
+	apply_rules(r, items, past);
+	apply_rules(r, items + past, n - past);
 	if (r->max_bytes)
 		fit(r->max_bytes, items, n);
 }

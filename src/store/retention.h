@@ -7,7 +7,8 @@
  * oldest image stays for it as well. The rules are independent, and an image
  * stays when any of them wants it. "within" counts back from the newest
  * image, not from now: on a machine that was off for a month it removes nothing.
- * The newest image always stays.
+ * The newest image always stays. Images from the future, of days when the clock
+ * was wrong, take nobody's place: they are counted by themselves.
  */
 #ifndef USNAP_STORE_RETENTION_H
 #define USNAP_STORE_RETENTION_H
@@ -32,6 +33,7 @@ struct retention {
 	uint64_t last, hourly, daily, weekly, monthly; /* images; 0: no such rule */
 	uint64_t within_s; /* 0: no such rule */
 	uint64_t max_bytes; /* of all together, oldest go first; 0: no limit */
+	uint64_t now_ms; /* 0: no image is from the future */
 };
 
 struct retention_item {

@@ -167,6 +167,23 @@ Test(retention, within_counts_from_the_newest_image)
 	cr_assert_eq(items[42].keep, KEEP_WITHIN);
 }
 
+Test(retention, images_from_the_future_take_nobodys_place)
+{
+	struct retention rules = {.within_s = 3600 * 5, .now_ms = at("20200103T000000.000Z")};
+
+	for (unsigned i = 0; i < 48; i++)
+		add(at("20200101T000000.000Z") + i * UINT64_C(3600000));
+	add(at("20380101T000000.000Z"));
+	apply(rules);
+	cr_assert_eq(kept(), 7);
+	cr_assert_eq(items[47].keep, KEEP_WITHIN | KEEP_LAST);
+	apply((struct retention){.last = 2, .now_ms = rules.now_ms});
+	cr_assert_eq(kept(), 3);
+	/* A clock that is behind makes all of them such. */
+	apply((struct retention){.last = 2, .now_ms = 1});
+	cr_assert_eq(kept(), 2);
+}
+
 Test(retention, size_removes_the_oldest)
 {
 	for (unsigned i = 0; i < 10; i++)
