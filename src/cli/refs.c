@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 
@@ -133,6 +134,17 @@ out:
 	return r;
 }
 
+/* Each name is locked, which takes descriptors, until all are read. */
+static void allow_descriptors(size_t nr)
+{
+	struct rlimit rl;
+
+	if (getrlimit(RLIMIT_NOFILE, &rl) < 0 || rl.rlim_cur >= nr + 256)
+		return;
+	rl.rlim_cur = MIN(rl.rlim_max, (rlim_t)nr + 256);
+	setrlimit(RLIMIT_NOFILE, &rl);
+}
+
 int refs_add_store(struct refs *refs, const char *store, struct usnap_err *err)
 {
 	struct store_names names;
@@ -142,13 +154,16 @@ int refs_add_store(struct refs *refs, const char *store, struct usnap_err *err)
 	if (r < 0 || (r = add_store(refs, s, err)) < 0 ||
 	    (r = store_list_names(s, &names, err)) < 0)
 		return r;
-	for (size_t i = 0; r == 0 && i < names.nr; i++) {
+	allow_descriptors(2 * names.nr);
+	/* One that cannot be used is told of; the others are none the worse for it. */
+	for (size_t i = 0; i < names.nr; i++) {
 		struct usnap_err why = {0};
+		int one = add_named(refs, s, names.name[i], NULL, REFS_EVERY, &why);
 
-		r = add_named(refs, s, names.name[i], NULL, REFS_EVERY, &why);
-		if (r == -ENOENT)
-			r = 0; /* removed since it was listed */
-		else if (r < 0 && err)
+		if (one == 0 || one == -ENOENT || r < 0)
+			continue; /* -ENOENT: removed since it was listed */
+		r = one;
+		if (err)
 			*err = why;
 	}
 	store_names_free(&names);
