@@ -256,6 +256,9 @@ static int count_pages(struct restore *r, struct rmem *m, struct usnap_err *err)
 
 	if (ret < 0)
 		return usnap_fail(err, ret, "%s", usnap_image_error(r->img));
+	/* What is missing is told before anything is made, and by --dry-run. */
+	if ((ret = img_open_chain(r->img, err)) < 0)
+		return ret;
 	for (uint64_t p = 0; p < r->img->nr_pages; p++) {
 		uint64_t addr = img_page_addr(r->img, p);
 
