@@ -46,7 +46,8 @@ struct carry {
 /* Parses options, up to and without optind. -1 to go on, or the exit status. */
 int carry_options(struct carry *c, int argc, char **argv);
 
-/* remote is set: looks whether it can be one, and catches signals. -1 to go on, or the exit status. */
+/* remote is set: looks whether it can be one, and catches signals. -1 to go on, or the exit
+ * status. */
 int carry_begin(struct carry *c);
 
 /* Finds rclone and lists what is there. -ENOENT: the remote directory does not exist. */

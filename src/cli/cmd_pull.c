@@ -85,8 +85,8 @@ static bool is_named_rightly(struct usnap_image *img, const struct store_image *
 	       strcmp(file, image->file) == 0;
 }
 
-/* Every byte of what arrived, and that all it refers to is in the store. Sets the state if it is bad;
- * 1: later. */
+/* Every byte of what arrived, and that all it refers to is in the store. Sets the state if it is
+ * bad; 1: later. */
 static int examine(struct pull *p, struct pulled *i, const char *path, int fd,
 		   struct usnap_err *err)
 {

@@ -43,8 +43,8 @@ static int verify_local(const char *path, char *why, size_t room)
 	return r;
 }
 
-/* Is what lies at path the file local? 1 or 0. By the remote's own hash if it has one of the file, else
- * by reading it. */
+/* Is what lies at path the file local? 1 or 0. By the remote's own hash if it has one of the file,
+ * else by reading it. */
 static int compare(struct push *p, const char *local, const char *path, struct usnap_err *err)
 {
 	char here[RCLONE_HASH_LEN + 1], there[RCLONE_HASH_LEN + 1] = "";

@@ -64,7 +64,7 @@ char *rclone_join(const char *dir, const char *file)
 	return asprintf(&path, "%s%s%s", dir, ends ? "" : "/", file) < 0 ? NULL : path;
 }
 
-/* ---- running it -------------------------------------------------------------------------------- */
+/* ---- running it ---------------------------------------------------------------------------- */
 
 /* "rclone -q WORDS... -- ARGS...". */
 struct call {
@@ -230,7 +230,7 @@ static int run(const struct rclone *r, const struct call *c, char **ret_answer,
 	return 0;
 }
 
-/* ---- what is there ----------------------------------------------------------------------------- */
+/* ---- what is there ------------------------------------------------------------------------- */
 
 static int by_name(const void *a, const void *b)
 {
@@ -378,7 +378,7 @@ int rclone_hash(const struct rclone *r, const char *path, const char *type, bool
 	return 0;
 }
 
-/* ---- what is carried and changed ---------------------------------------------------------------- */
+/* ---- what is carried and changed ------------------------------------------------------------ */
 
 int rclone_put(const struct rclone *r, const char *local, const char *path, struct usnap_err *err)
 {

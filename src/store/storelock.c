@@ -107,8 +107,8 @@ static int take_add(struct store_lock *l, const struct store_lock_options *o)
 	return 0;
 }
 
-/* The directory itself is what two pushes meet at. Where directories cannot be locked, as on NFS, they
- * are in each other's way at worst: one of them fails, and the next one puts it right. */
+/* The directory itself is what two pushes meet at. Where directories cannot be locked, as on NFS,
+ * they are in each other's way at worst: one of them fails, and the next one puts it right. */
 static int take_push(struct store_lock *l, const struct store_lock_options *o)
 {
 	cleanup_fd int fd = openat(l->dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);

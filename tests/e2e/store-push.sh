@@ -1,6 +1,6 @@
 #!/bin/bash
 # What push and pull carry is whole, wherever they are killed and whatever the other side is; nothing is carried twice.
-# timeout: 300
+# timeout: 400
 . "$(dirname "$0")/../lib.sh"
 need rclone jq curl
 
