@@ -24,6 +24,10 @@
 #include "common/io.h"
 #include "common/util.h"
 
+#ifndef ERESTART_RESTARTBLOCK /* include/linux/errno.h of the kernel */
+#define ERESTART_RESTARTBLOCK 516
+#endif
+
 #ifndef PTRACE_EVENT_STOP
 #define PTRACE_EVENT_STOP 128
 #endif
@@ -240,6 +244,31 @@ static int wait_all(struct tracees *ts, uint64_t deadline_ns)
 	return 0;
 }
 
+/*
+ * A thread that was stopped twice in a row can have been on its way from the
+ * first stop into restart_syscall(2) when the second one came: the kernel has
+ * set it on that call already (arch_do_signal_or_restart()), which is the one
+ * that goes on with a timed wait. It is shown, and left, as before that step,
+ * which the kernel makes again: as a wait that was interrupted, so that nobody
+ * takes the registers for those of a thread that can be led astray.
+ */
+static int read_registers(struct tracee *t)
+{
+	static const unsigned char syscall_insn[] = {0x0f, 0x05};
+
+	if (ptrace(PTRACE_GETREGS, t->tid, NULL, &t->regs) < 0)
+		return -ESRCH;
+	if ((int64_t)t->regs.orig_rax < 0 || t->regs.rax != SYS_restart_syscall)
+		return 0;
+	errno = 0;
+	long word = ptrace(PTRACE_PEEKTEXT, t->tid, (void *)(uintptr_t)t->regs.rip, NULL);
+	if (errno || memcmp(&word, syscall_insn, sizeof(syscall_insn)) != 0)
+		return 0;
+	t->regs.rax = (uint64_t)-ERESTART_RESTARTBLOCK;
+	t->regs.rip += sizeof(syscall_insn);
+	return ptrace(PTRACE_SETREGS, t->tid, NULL, &t->regs) < 0 ? -ESRCH : 0;
+}
+
 int tracees_stop(struct tracees *ts, const struct target *target, bool all, uint64_t deadline_ns,
 		 struct usnap_err *err)
 {
@@ -279,7 +308,7 @@ int tracees_stop(struct tracees *ts, const struct target *target, bool all, uint
 		return r;
 
 	for (size_t i = 0; i < ts->n; i++)
-		if (ptrace(PTRACE_GETREGS, ts->t[i].tid, NULL, &ts->t[i].regs) < 0)
+		if (read_registers(&ts->t[i]) < 0)
 			return usnap_fail(err, -ESRCH,
 					  "cannot snapshot process %d: its thread %d was killed",
 					  target->pid, ts->t[i].tid);
