@@ -110,7 +110,7 @@ no_image() { same "files in '$1'" "$(ls -A "$1")" ''; }
 cut() {
 	local what=$1 size=$2 n i torn=0 held=0 pauses=()
 	shift 2
-	n=$(times 3 50)
+	n=$(times 2 50)
 	work_start --size "$size" --signals --sleepers "$@"
 	for ((i = 0; i < n; i++)); do
 		usnap snapshot -q "$work_pid" -o cut.usnap || fail "$what: snapshot $i"

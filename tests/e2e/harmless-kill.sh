@@ -5,7 +5,7 @@
 . "$TESTS/lib-work.sh"
 
 need jq
-n=$(times 25 200)
+n=$(times 15 200)
 mkdir to
 work_start --size "$(times 96M 256M)" --kernel-writes --signals --sleepers --statics
 before=$(outside "$work_pid")

@@ -7,7 +7,7 @@
 . "$TESTS/lib-programs.sh"
 
 need java javac python3 jq
-n=$(times 2 20)
+n=$(times 1 20)
 
 cat >Work.java <<'END'
 import java.io.*;

@@ -7,7 +7,7 @@
 . "$TESTS/lib-programs.sh"
 
 need node python3 jq
-n=$(times 2 20)
+n=$(times 1 20)
 
 cat >work.js <<'END'
 const http = require('http'), crypto = require('crypto'), fs = require('fs');

@@ -7,7 +7,7 @@
 . "$TESTS/lib-programs.sh"
 
 need redis-server redis-cli redis-check-aof jq
-n=$(times 3 20)
+n=$(times 2 20)
 
 rcli() { timeout 20 redis-cli -s "$sock" "$@"; }
 digest() { rcli debug digest; }
