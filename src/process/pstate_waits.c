@@ -68,7 +68,7 @@ static bool is_noted(const struct thread_prep *p, const struct user_regs_struct 
 	return w && w->tid && (!p->wait_known || r->orig_rax == SYS_restart_syscall) &&
 	       w->sp == r->rsp && w->pc == r->rip && w->args[0] == r->rdi && w->args[1] == r->rsi &&
 	       w->args[2] == r->rdx && w->args[3] == r->r10 &&
-	       ((long)r->orig_rax == w->nr || (w->restarted && r->orig_rax == SYS_restart_syscall));
+	       ((long)r->orig_rax == w->nr || r->orig_rax == SYS_restart_syscall);
 }
 
 static long number_of(const struct thread_prep *p, const struct user_regs_struct *r)

@@ -189,8 +189,8 @@ void wait_look(const struct target *t, pid_t tid, struct wait_clocks *clocks, st
 		ret->nr = resolve(t, ret);
 	switch (ret->nr) {
 	case SYS_poll:
-		if ((int32_t)ret->args[2] < 0 && !ret->restarted)
-			goto none;
+		if ((int32_t)ret->args[2] < 0)
+			return; /* without an end */
 		break;
 	case SYS_futex:
 		if ((ret->args[1] & FUTEX_CMD_MASK) != FUTEX_WAIT || !ret->args[3])
