@@ -5,7 +5,7 @@
 . "$TESTS/lib-work.sh"
 
 need jq
-n=$(times 3 20)
+n=$(times 5 20)
 
 # Each appends sums that only undisturbed memory gives, and says "wrong" if not.
 cat >work.py <<'END'
