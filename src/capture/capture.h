@@ -38,6 +38,11 @@ struct capture_options {
 	/* From the calling thread, about ten times a second; bytes of memory. */
 	void (*progress)(void *arg, const char *what, uint64_t done, uint64_t total);
 	void *progress_arg;
+	/* Before the threads are stopped, in each attempt anew, while the target runs armed: it may take
+	 * its time. A failure ends the snapshot. And when T0 is past. Both may be NULL. */
+	int (*before_freeze)(void *arg, struct usnap_err *err);
+	void (*after_freeze)(void *arg);
+	void *freeze_arg;
 };
 
 enum {

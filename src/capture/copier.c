@@ -88,3 +88,23 @@ int copier_add_file(struct capture *c, struct copier *cp, int fd, uint64_t offse
 	}
 	return r;
 }
+
+int copier_add_zero(struct capture *c, struct copier *cp, uint64_t key, uint64_t nr_pages)
+{
+	int r = copier_flush(c, cp);
+
+	while (nr_pages && r == 0) {
+		struct block *b = pool_get(c->pool);
+		if (!b)
+			return pool_error(c->pool) ? pool_error(c->pool) : -ECANCELED;
+		unsigned n = (unsigned)MIN(nr_pages, (uint64_t)BLOCK_PAGES);
+
+		memset(block_add(b, key, n), 0, n * PAGE_BYTES);
+		b->runs[0].keep_zero = cp->keep_zero;
+		c->stats.frozen_pages += n;
+		pool_put(c->pool, b);
+		key += n * PAGE_BYTES;
+		nr_pages -= n;
+	}
+	return r;
+}

@@ -156,6 +156,7 @@ static int settle_log(struct capture *c, struct copier *cp, struct ranges *log,
 	ranges_merge(discards, 0);
 	c->stats.arm_left = ranges_bytes(log) >> PAGE_SHIFT;
 	int r = rescan(c, discards);
+	exclude_pages(c);
 	for (size_t i = c->young.n; i-- > 0 && r == 0;)
 		r = copy_populated(c, cp, c->young.r[i].start, c->young.r[i].end, &young_budget);
 	for (size_t i = 0; i < log->n && r == 0; i++) {
@@ -218,6 +219,7 @@ static int begin_preserve(struct capture *c)
 	pthread_mutex_lock(&c->fault_lock);
 	if (c->uffd >= 0)
 		r = fault_drain(c);
+	exclude_pages(c);
 	if (r == 0)
 		r = arm_protect_ranges(c, &c->log);
 	c->log.n = c->discards.n = 0;
@@ -257,12 +259,18 @@ static int take_memory(struct capture *c, bool hold, struct copier *cp, bool las
 				 c->target->pid);
 		goto out;
 	}
+	r = exclude_read(c);
+	if (r < 0) {
+		usnap_fail_errno(err, r, "cannot keep track of pages");
+		goto out;
+	}
 	if (hold) {
 		/* Nothing moves until everything is copied: what is populated is what is there. */
 		pageset_reset(c->pages);
 		for (size_t i = 0; i < c->segments.n && r == 0; i++)
 			r = scan_populated(c, &c->segments.s[i], c->segments.s[i].start,
 					   c->segments.s[i].end, true);
+		exclude_pages(c);
 	} else {
 		r = settle_log(c, cp, &log, &discards);
 	}

@@ -21,11 +21,24 @@ struct written {
 static int copy_written(void *arg, uint64_t start, uint64_t end, uint64_t categories)
 {
 	const struct written *w = arg;
+	struct range part;
+	bool excluded;
+	int r = 0;
 
 	if (categories & (PAGE_IS_PFNZERO | PAGE_IS_GUARD))
 		return 0;
-	w->c->frozen_extra_bytes += end - start;
-	return copier_add(w->c, w->cp, start, start, (end - start) >> PAGE_SHIFT);
+	for (; r == 0 && exclude_next(w->c, start, end, &part, &excluded); start = part.end) {
+		uint64_t nr = (part.end - part.start) >> PAGE_SHIFT;
+
+		/* Where the image has nothing, the file would show through. */
+		if (excluded && w->cp->keep_zero) {
+			r = copier_add_zero(w->c, w->cp, part.start, nr);
+		} else if (!excluded) {
+			w->c->frozen_extra_bytes += part.end - part.start;
+			r = copier_add(w->c, w->cp, part.start, part.start, nr);
+		}
+	}
+	return r;
 }
 
 static bool is_file_private(const struct capture *c, const struct vma *v)
@@ -72,17 +85,7 @@ static int copy_file_regions(struct capture *c, struct copier *cp)
 	return 0;
 }
 
-/* Shared huge pages. Through the mapping, reading a hole would allocate it. */
-static int copy_hugetlb(struct capture *c, struct copier *cp, const struct vma *v)
-{
-	cleanup_fd int fd = scan_open_object(c, v);
-
-	return fd < 0 ? -errno
-		      : copier_add_file(c, cp, fd, v->offset, v->start,
-					(v->end - v->start) >> PAGE_SHIFT);
-}
-
-/* Shared memory under guard markers cannot be read through the mapping, and is there. */
+/* Memory that is copied from the object behind it. */
 struct behind {
 	struct capture *c;
 	struct copier *cp;
@@ -93,10 +96,27 @@ struct behind {
 static int copy_behind(void *arg, uint64_t start, uint64_t end, uint64_t categories)
 {
 	const struct behind *b = arg;
+	struct range part;
+	bool excluded;
+	int r = 0;
 
-	return copier_add_file(b->c, b->cp, b->fd, start - b->bias, start,
-			       (end - start) >> PAGE_SHIFT);
+	for (; r == 0 && exclude_next(b->c, start, end, &part, &excluded); start = part.end)
+		if (!excluded)
+			r = copier_add_file(b->c, b->cp, b->fd, part.start - b->bias, part.start,
+					    (part.end - part.start) >> PAGE_SHIFT);
+	return r;
 }
+
+/* Shared huge pages. Through the mapping, reading a hole would allocate it. */
+static int copy_hugetlb(struct capture *c, struct copier *cp, const struct vma *v)
+{
+	cleanup_fd int fd = scan_open_object(c, v);
+	struct behind b = {c, cp, fd, v->start - v->offset};
+
+	return fd < 0 ? -errno : copy_behind(&b, v->start, v->end, 0);
+}
+
+/* Shared memory under guard markers cannot be read through the mapping, and is there. */
 
 static int copy_guarded(struct capture *c, struct copier *cp, const struct vma *v)
 {

@@ -98,6 +98,8 @@ int identity_write_state(struct capture *c, struct usnap_err *err)
 
 	if (r < 0)
 		return r;
+	if (c->excluded.n)
+		json_object_set_new(j, "excluded", exclude_json(c));
 	cleanup_free char *text = json_dumps(j, JSON_INDENT(1));
 	json_decref(j);
 	if (!text)

@@ -144,7 +144,7 @@ int pageset_populate(struct pageset *ps, uint64_t key, uint64_t nr_pages)
 	return 0;
 }
 
-void pageset_depopulate(struct pageset *ps, uint64_t key, uint64_t nr_pages)
+static void depopulate(struct pageset *ps, uint64_t key, uint64_t nr_pages, bool split)
 {
 	uint64_t end = key + nr_pages * PAGE_BYTES, at;
 
@@ -157,8 +157,19 @@ void pageset_depopulate(struct pageset *ps, uint64_t key, uint64_t nr_pages)
 			atomic_fetch_and(&c->populated[page / 64], ~mask_of(page % 64, nr));
 			key += nr * PAGE_BYTES;
 		}
-		atomic_store(&c->huge, false);
+		if (split)
+			atomic_store(&c->huge, false);
 	}
+}
+
+void pageset_depopulate(struct pageset *ps, uint64_t key, uint64_t nr_pages)
+{
+	depopulate(ps, key, nr_pages, true);
+}
+
+void pageset_exclude(struct pageset *ps, uint64_t key, uint64_t nr_pages)
+{
+	depopulate(ps, key, nr_pages, false);
 }
 
 uint64_t pageset_count_populated(struct pageset *ps)

@@ -57,6 +57,8 @@ struct chunk *pageset_next(struct pageset *ps, uint64_t key, uint64_t *ret_key);
 
 int pageset_populate(struct pageset *ps, uint64_t key, uint64_t nr_pages);
 void pageset_depopulate(struct pageset *ps, uint64_t key, uint64_t nr_pages);
+/* The same where the pages are still there: huge ones remain so. */
+void pageset_exclude(struct pageset *ps, uint64_t key, uint64_t nr_pages);
 
 uint64_t pageset_count_populated(struct pageset *ps);
 

@@ -279,12 +279,16 @@ static int attempt(struct capture *c, bool held, struct usnap_err *err)
 		pstate_know_wait(c->pstate, &c->known.wait);
 		pstate_know_facts(c->pstate, &c->known.facts);
 	}
+	if (r == 0 && c->options.before_freeze)
+		r = c->options.before_freeze(c->options.freeze_arg, err);
 	if (r == 0 && c->uffd >= 0)
 		r = arm_settle(c, err);
 	if (r == 0)
 		r = freeze(c, held, err);
 	if (r < 0)
 		return r;
+	if (c->options.after_freeze)
+		c->options.after_freeze(c->options.freeze_arg);
 	/* Nothing of what the target gives up now should live on because of us. */
 	unlinked_close(&c->ghosts.files);
 	pstate_set_unlinked(c->pstate, &c->ghosts.files);
@@ -393,6 +397,7 @@ static void capture_free(struct capture *c)
 	ranges_free(&c->discards);
 	ranges_free(&c->rescued);
 	ranges_free(&c->young);
+	ranges_free(&c->excluded);
 	free(c->deferred);
 	if (c->nowhere != MAP_FAILED)
 		munmap(c->nowhere, PAGE_BYTES);

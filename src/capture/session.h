@@ -71,6 +71,7 @@ struct capture {
 	struct pstate *pstate;
 	struct ghosts ghosts;
 	struct guards guards;
+	struct ranges excluded; /* by the program, as of T0: whole pages. The tracer's */
 	struct uffd_known known; /* of the moment of attaching */
 	struct tracees tracees; /* while stopped */
 	int uffd, mem_fd;
@@ -220,6 +221,8 @@ int copier_add(struct capture *c, struct copier *cp, uint64_t addr, uint64_t key
 /* As copier_add(), from a descriptor: memory that reading through the mapping would allocate. */
 int copier_add_file(struct capture *c, struct copier *cp, int fd, uint64_t offset, uint64_t key,
 		    uint64_t nr_pages);
+/* Zeros in place of what is there. */
+int copier_add_zero(struct capture *c, struct copier *cp, uint64_t key, uint64_t nr_pages);
 /* Reads and hands over what is gathered. */
 int copier_flush(struct capture *c, struct copier *cp);
 /* Gives the block back, unread. */
@@ -243,6 +246,16 @@ int guards_prepare(struct capture *c);
 int guards_freeze(struct capture *c);
 int guards_check(struct capture *c);
 void guards_free(struct guards *g);
+
+/* exclude.c: while every thread stands still, with the mappings of T0 */
+int exclude_read(struct capture *c);
+/* Takes what is excluded out of the set of pages: after each look at what is populated. */
+void exclude_pages(struct capture *c);
+/* The first part of [at, end) that is excluded as a whole, or not at all; false: at is the end. */
+bool exclude_next(const struct capture *c, uint64_t at, uint64_t end, struct range *ret,
+		  bool *ret_excluded);
+/* For process.json. */
+json_t *exclude_json(const struct capture *c);
 
 /* sweep.c */
 int sweep_start(struct capture *c, struct usnap_err *err);

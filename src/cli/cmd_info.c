@@ -2,6 +2,7 @@
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -163,6 +164,28 @@ static int print_memory(struct facts *f)
 	return EXIT_DONE;
 }
 
+/* What the program did not want in its image. */
+static void print_excluded(const json_t *excluded)
+{
+	uint64_t bytes = 0;
+	char size[24];
+	const json_t *v;
+	size_t i;
+
+	if (!json_array_size(excluded))
+		return;
+	json_array_foreach ((json_t *)excluded, i, v) {
+		const char *start = json_string_value(json_array_get(v, 0));
+		const char *end = json_string_value(json_array_get(v, 1));
+
+		if (start && end)
+			bytes += strtoull(end, NULL, 16) - strtoull(start, NULL, 16);
+	}
+	printf("excluded   %zu range%s by the program, %s of address space\n",
+	       json_array_size(excluded), json_array_size(excluded) == 1 ? "" : "s",
+	       show_size(size, bytes));
+}
+
 static void print_file_kinds(const json_t *files)
 {
 	struct tally t[MAX_KINDS] = {0};
@@ -242,6 +265,7 @@ static int print_summary(struct facts *f)
 	print_pause(f->stats);
 	if ((r = print_memory(f)) != EXIT_DONE)
 		return r;
+	print_excluded(json_object_get(f->process, "excluded"));
 	printf("threads    %zu\n", json_array_size(json_object_get(f->process, "threads")));
 	print_file_kinds(json_object_get(f->process, "files"));
 	print_limits(json_object_get(f->process, "limits_of_restore"));

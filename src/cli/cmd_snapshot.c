@@ -14,6 +14,7 @@
 #include "cli/snapshot_dest.h"
 #include "cli/snapshot_parent.h"
 #include "cli/snapshot_run.h"
+#include "cli/snapshot_sync.h"
 #include "cli/unattended.h"
 #include "common/util.h"
 #include "image/writer.h"
@@ -57,6 +58,7 @@ static int capture(struct snapshot *s, struct usnap_err *err)
 
 	if (r == 0)
 		r = snapshot_parent_adopt(&s->parent, s->writer, &s->target, err);
+	struct snapshot_sync sync = {a->sync_fd, interrupted};
 	const struct capture_options co = {
 		.pool_bytes = a->memory,
 		.nr_threads = a->threads,
@@ -72,6 +74,9 @@ static int capture(struct snapshot *s, struct usnap_err *err)
 		.cancel = interrupted,
 		.progress = on_progress,
 		.progress_arg = &s->progress,
+		.before_freeze = a->sync_fd >= 0 ? snapshot_sync_before : NULL,
+		.after_freeze = a->sync_fd >= 0 ? snapshot_sync_after : NULL,
+		.freeze_arg = &sync,
 	};
 	if (r == 0)
 		r = capture_run(&s->capture, &s->target, s->writer, &co, err);
@@ -200,7 +205,8 @@ static int run(int argc, char **argv)
 	interrupted = unattended_catch_signals();
 	if (a.timeout_s)
 		unattended_limit_time(a.timeout_s);
-	if (unattended_be_modest(a.nice, a.idle, &err) < 0)
+	if (unattended_be_modest(a.nice, a.idle, &err) < 0 ||
+	    (a.sync_fd >= 0 && snapshot_sync_open(a.sync_fd, &err) < 0))
 		return msg_failure(&err);
 	/* A PID alone is not looked up: what is wrong with it, the attempt tells. */
 	if (names_query_is_pid(&a.query))

@@ -40,6 +40,7 @@ enum {
 	OPT_ON_SUCCESS,
 	OPT_ON_FAILURE,
 	OPT_METRICS,
+	OPT_SYNC_FD,
 	OPT_JSON,
 	OPT_HELP
 };
@@ -70,6 +71,7 @@ static const struct option options[] = {
 	{"on-success", required_argument, NULL, OPT_ON_SUCCESS},
 	{"on-failure", required_argument, NULL, OPT_ON_FAILURE},
 	{"metrics", required_argument, NULL, OPT_METRICS},
+	{"sync-fd", required_argument, NULL, OPT_SYNC_FD},
 	{"json", no_argument, NULL, OPT_JSON},
 	{"quiet", no_argument, NULL, 'q'},
 	{"help", no_argument, NULL, OPT_HELP},
@@ -106,6 +108,7 @@ const char snapshot_args_help[] =
 	"      --on-success COMMAND  run this shell command for each image taken\n"
 	"      --on-failure COMMAND  run this shell command for each failure\n"
 	"      --metrics FILE  keep figures for Prometheus in FILE\n"
+	"      --sync-fd FD    before the threads are stopped, ask whoever is at this socket\n"
 	"      --json          print the summary as JSON\n"
 	"  -q, --quiet         print nothing but errors\n"
 	"      --help          show this help\n";
@@ -177,6 +180,11 @@ static int set_number(int c, struct snapshot_args *a)
 		if (!parse_number(optarg, 1, 19, false, &n))
 			return wanted("--nice", "a number from 1 to 19");
 		a->nice = (int)n;
+		break;
+	case OPT_SYNC_FD:
+		if (!parse_number(optarg, 0, INT32_MAX, false, &n))
+			return wanted("--sync-fd", "the number of a descriptor");
+		a->sync_fd = (int)n;
 		break;
 	case OPT_TIMEOUT:
 		if (storetime_duration(optarg, &a->timeout_s) < 0 || !a->timeout_s)
@@ -325,6 +333,7 @@ int snapshot_args_parse(int argc, char **argv, struct snapshot_args *ret)
 		.threads = cpus < 1 ? 1 : (unsigned)MIN(cpus, MAX_THREADS),
 		.memory = MIB(64),
 		.ghost_limit = MIB(64),
+		.sync_fd = -1,
 	};
 	int c, r;
 

@@ -28,6 +28,7 @@ struct snapshot_args {
 	bool no_hold, kill;
 
 	bool json, quiet;
+	int sync_fd; /* a socket; -1: nobody is asked */
 	bool skip_if_busy;
 	uint64_t timeout_s; /* 0: none */
 	int nice; /* 0: as we are */
