@@ -420,5 +420,5 @@ int rmem_fill(struct restore *r, struct usnap_err *err)
 	free(f.pages);
 	free(f.first);
 	free(f.contents);
-	return ret < 0 ? usnap_fail(err, ret, "%s", f.err.text) : 0;
+	return ret < 0 ? usnap_fail(err, ret, "%s", f.err.text) : rmem_tell_agent(r, err);
 }

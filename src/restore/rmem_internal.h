@@ -8,6 +8,7 @@
  *	rmem_map.c    the regions come
  *	rmem_shm.c    shared memory without a file
  *	rmem_fill.c   their pages come
+ *	ragent.c      the agent is told
  *	rmem_guards.c guard markers
  *	rmem_finish.c protections, advice, names, mm
  *
@@ -151,6 +152,11 @@ int rmem_finish_vdso(struct restore *r, struct rmem *m, struct usnap_err *err);
 /* guards of a region whose bounds are known to be sound. */
 int rmem_parse_guards(const json_t *o, struct rmem_region *g, struct usnap_err *err);
 int rmem_plan_guards(struct restore *r, struct rmem *m, struct usnap_err *err);
+
+/* ---- ragent.c ---- */
+
+/* When the pages are there, and all is writable yet. */
+int rmem_tell_agent(struct restore *r, struct usnap_err *err);
 
 /* ---- rmem_calls.c ---- */
 
