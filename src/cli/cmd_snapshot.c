@@ -19,6 +19,7 @@
 #include "common/util.h"
 #include "image/writer.h"
 #include "process/target.h"
+#include "store/registry.h"
 
 enum {
 	MAX_TORN = 2,
@@ -144,7 +145,7 @@ static int take(const struct snapshot_args *a, pid_t pid)
 	struct usnap_err err = {0};
 	uint64_t start;
 	bool opened = false;
-	int code = EXIT_DONE;
+	int code = EXIT_DONE, registered = -1;
 
 	progress_start(&s.progress, a->quiet || a->json);
 	int r = snapshot_dest_lock(&s.dest, a, pid, interrupted, &err);
@@ -154,6 +155,13 @@ static int take(const struct snapshot_args *a, pid_t pid)
 		r = target_open(&s.target, pid, &err);
 		opened = r == 0;
 	}
+	if (r == 0 && a->query.start_ticks && s.target.start_ticks != a->query.start_ticks)
+		r = usnap_fail(&err, -ESRCH,
+			       "cannot snapshot process %d: it is not the one that was started at "
+			       "%" PRIu64,
+			       (int)pid, a->query.start_ticks);
+	if (r == 0)
+		registered = registry_begin(pid, s.target.start_ticks);
 	if (r == 0)
 		r = snapshot_dest_open(&s.dest, a, &err);
 	if (r == 0)
@@ -165,6 +173,7 @@ static int take(const struct snapshot_args *a, pid_t pid)
 	if (r == 0)
 		report(&s, start);
 	capture_end(s.capture, a->kill && r == 0);
+	registry_end(registered, s.run.stats.t0_realtime_ns / 1000000, r == 0 ? s.dest.path : NULL);
 	image_writer_close(s.writer);
 	snapshot_parent_close(&s.parent);
 	progress_end(&s.progress);

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/readiness.h"
 #include "common/io.h"
 #include "common/util.h"
 
@@ -30,6 +31,8 @@ struct search {
 	char unit[256];
 	const char *cgroup;
 	pid_t only; /* from the pidfile or the query, or 0 */
+	struct registry ready;
+	bool by_name; /* a process that is ready has it */
 	struct proc *procs;
 	size_t nr;
 };
@@ -100,6 +103,13 @@ static bool proc_parent(pid_t pid, pid_t *ret)
 
 /* ---- does it fit? ------------------------------------------------------------------------------ */
 
+static bool is_called(const struct search *s, pid_t pid, bool look)
+{
+	char name[RUNDIR_NAME_MAX + 1];
+
+	return readiness_of(&s->ready, pid, look, name) && !strcmp(name, s->q->comm);
+}
+
 static bool fits_comm(pid_t pid, const char *want)
 {
 	size_t len;
@@ -166,7 +176,7 @@ static bool fits(const struct search *s, pid_t pid)
 
 	if (pid == getpid() || (s->only && pid != s->only))
 		return false;
-	if (q->comm && !fits_comm(pid, q->comm))
+	if (q->comm && !(s->by_name ? is_called(s, pid, false) : fits_comm(pid, q->comm)))
 		return false;
 	if (q->exe && !fits_exe(s, pid))
 		return false;
@@ -234,6 +244,10 @@ static int search_begin(struct search *s, struct usnap_err *err)
 	}
 	s->compiled = q->match;
 	s->own_exe = proc_exe(getpid());
+	if (q->comm && registry_load(&s->ready) == 0)
+		for (size_t i = 0; i < s->ready.nr; i++)
+			s->by_name |= s->ready.entry[i].counts &&
+				      !strcmp(s->ready.entry[i].name, q->comm);
 	return 0;
 }
 
@@ -265,6 +279,23 @@ static int scan(struct search *s)
 		s->procs[s->nr++] = p;
 	}
 	return 0;
+}
+
+/* Where /run and /tmp are the service's own, the registry does not tell. */
+static void look_into_all(struct search *s)
+{
+	for (size_t i = 0; i < s->nr; i++)
+		if (s->procs[i].fits)
+			return;
+	for (size_t i = 0; i < s->nr; i++) {
+		struct names_query rest = *s->q;
+
+		rest.comm = NULL;
+		struct search others = *s;
+		others.q = &rest;
+		s->procs[i].fits =
+			fits(&others, s->procs[i].pid) && is_called(s, s->procs[i].pid, true);
+	}
 }
 
 static struct proc *find_proc(struct search *s, pid_t pid)
@@ -331,6 +362,8 @@ int names_find(const struct names_query *q, pid_t **ret, size_t *ret_nr, struct 
 		usnap_fail_errno(err, r = r < 0 ? r : -ENOMEM, "cannot search for processes");
 		goto out;
 	}
+	if (q->comm)
+		look_into_all(&s);
 	if (q->match)
 		drop_callers(&s);
 	for (size_t i = 0; i < s.nr; i++)
@@ -350,6 +383,7 @@ out:
 	free(s.procs);
 	free(s.exe);
 	free(s.own_exe);
+	registry_free(&s.ready);
 	if (s.compiled)
 		regfree(&s.match);
 	return r;

@@ -11,19 +11,22 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/types.h>
 
 #include "common/err.h"
 
 /* What is given, all of it, must fit. */
 struct names_query {
-	const char *comm; /* as ps -o comm shows it */
+	/* The name of one that is ready for snapshots; when there is none, as ps -o comm shows it. */
+	const char *comm;
 	const char *exe; /* path of the program, or its last part */
 	const char *cgroup; /* path in the hierarchy: in it or below it */
 	const char *unit; /* of systemd; ".service" can be left out */
 	const char *pidfile;
 	const char *match; /* extended regular expression for the command line */
 	pid_t pid; /* or 0 */
+	uint64_t start_ticks; /* of pid; 0: whatever it is now */
 };
 
 bool names_query_is_empty(const struct names_query *q);

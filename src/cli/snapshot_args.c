@@ -274,11 +274,27 @@ static int set(int c, char **argv, struct snapshot_args *a)
 	}
 }
 
+/* "PID", "PID:START": PIDs are used again. */
+static bool parse_pid(const char *text, struct names_query *q)
+{
+	char digits[16];
+	size_t len = strcspn(text, ":");
+	uint64_t n;
+
+	if (len >= sizeof(digits) ||
+	    (text[len] && !parse_number(text + len + 1, 1, UINT64_MAX, false, &q->start_ticks)))
+		return false;
+	memcpy(digits, text, len);
+	digits[len] = '\0';
+	if (!parse_number(digits, 1, INT32_MAX, false, &n))
+		return false;
+	q->pid = (pid_t)n;
+	return true;
+}
+
 /* A PID is a number; anything else is what the process calls itself. */
 static int set_target(int argc, char **argv, struct snapshot_args *a)
 {
-	uint64_t n;
-
 	if (optind + 1 < argc)
 		return cli_usage_error(&cmd_snapshot,
 				       "cannot snapshot '%s' as well: one process at a time",
@@ -287,10 +303,9 @@ static int set_target(int argc, char **argv, struct snapshot_args *a)
 		const char *target = argv[optind];
 
 		if (*target >= '0' && *target <= '9') {
-			if (!parse_number(target, 1, INT32_MAX, false, &n))
+			if (!parse_pid(target, &a->query))
 				return cli_usage_error(&cmd_snapshot,
 						       "cannot snapshot '%s': not a PID", target);
-			a->query.pid = (pid_t)n;
 		} else if (!*target || *target == '-') {
 			return cli_usage_error(&cmd_snapshot,
 					       "cannot snapshot '%s': neither a PID nor a name",

@@ -7,17 +7,25 @@
 #include <string.h>
 #include <uffd-snap.h>
 
+#include "cli/readiness.h"
 #include "cli/snapshot_parent.h"
 #include "common/io.h"
 #include "common/util.h"
 #include "store/store_commit.h"
 
-/* Of the process, or of what it was found by: a unit's name says more than "java". */
-static void choose_name(const struct snapshot_args *a, const char *comm, char *ret)
+/* The one that it was given, or of what it was found by: a unit's name says more than "java". */
+static void choose_name(const struct snapshot_args *a, pid_t pid, const char *comm, char *ret)
 {
+	struct registry ready = {0};
 	char unit[256];
+	bool named;
 
-	if (a->query.unit && !a->all) {
+	registry_load(&ready);
+	named = readiness_of(&ready, pid, true, unit) && *unit;
+	registry_free(&ready);
+	if (named) {
+		store_name_from(unit, ret);
+	} else if (a->query.unit && !a->all) {
 		snprintf(unit, sizeof(unit), "%s", a->query.unit);
 		if (strlen(unit) > 8 && !strcmp(unit + strlen(unit) - 8, ".service"))
 			unit[strlen(unit) - 8] = '\0';
@@ -109,7 +117,7 @@ int snapshot_dest_lock(struct snapshot_dest *d, const struct snapshot_args *a, p
 	if (a->name)
 		snprintf(d->name, sizeof(d->name), "%s", a->name);
 	else
-		choose_name(a, comm, d->name);
+		choose_name(a, pid, comm, d->name);
 	if (!a->store && (r = store_default_path(&usual, err)) < 0)
 		return r;
 	if ((r = store_open(&d->store, a->store ? a->store : usual, true, err)) < 0)

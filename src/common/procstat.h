@@ -1,0 +1,25 @@
+/*
+ * /proc/PID/stat, which is the one file that tells whether a PID still means
+ * the same process.
+ */
+#ifndef USNAP_COMMON_PROCSTAT_H
+#define USNAP_COMMON_PROCSTAT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct procstat {
+	pid_t pid, ppid;
+	char comm[64];
+	char state; /* 'Z', 'X': it has ended */
+	uint64_t start_ticks; /* since the machine was started */
+};
+
+/* Negative errno; -ESRCH when there is no such process. */
+int procstat_read(pid_t pid, struct procstat *ret);
+
+/* It exists, has not ended, and is the one that was started then. */
+bool procstat_is(pid_t pid, uint64_t start_ticks);
+
+#endif
