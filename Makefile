@@ -38,12 +38,16 @@ ASAN    := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-fram
 TSAN    := -fsanitize=thread -fno-omit-frame-pointer
 FUZZSAN := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-SRCS     := $(wildcard src/*/*.c src/*/*/*.c)
+# The agent is a library of its own, loaded into other people's programs.
+AGENT_SRCS := $(wildcard src/agent/*.c)
+AGENT_OBJS := $(AGENT_SRCS:%.c=$(B)/%.o) $(patsubst %.S,$(B)/%.o,$(wildcard src/agent/*.S))
+SRCS     := $(filter-out $(AGENT_SRCS),$(wildcard src/*/*.c src/*/*/*.c))
 OBJS     := $(SRCS:%.c=$(B)/%.o)
 LIB_OBJS := $(filter $(B)/src/common/% $(B)/src/image/%,$(OBJS))
 LIB_MAP  := $(wildcard src/image/libuffd-snap.map)
 LIB_SO   := libuffd-snap.so.$(VERSION)
 LIB_SONAME := libuffd-snap.so.$(SOVERSION)
+AGENT_SO := libuffd-snap-agent.so
 
 UNIT      := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
 WORKLOADS := $(patsubst %.c,$(B)/%,$(wildcard tests/workloads/*.c))
@@ -56,7 +60,7 @@ EXAMPLES  := $(wildcard scripts/examples/*)
 
 FUZZ_SECONDS ?= 600
 
-all: $(B)/uffd-snap $(B)/libuffd-snap.so $(B)/libuffd-snap.a ## build command and library
+all: $(B)/uffd-snap $(B)/libuffd-snap.so $(B)/libuffd-snap.a $(B)/$(AGENT_SO) ## build command and libraries
 
 # --- objects -----------------------------------------------------------------
 
@@ -72,6 +76,10 @@ $(B)/flags:
 $(B)/%.o: %.c $(B)/flags
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -c -o $@ $<
+
+$(B)/%.o: %.S $(B)/flags
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CPPFLAGS) -MMD -MP -c -o $@ $<
 
 $(B)/tests/%.o: ALL_CFLAGS += $(TEST_WARN)
 
@@ -98,6 +106,15 @@ $(B)/libuffd-snap.a: $(LIB_OBJS)
 	rm -f $@
 	ar rcs $@ $(B)/libuffd-snap.o
 
+# Loaded into programs that know nothing of sanitizers; and never unloaded, since code is led to it.
+# What runs in the place of a system call leaves all but a few registers as they are.
+$(AGENT_OBJS): override SAN :=
+$(B)/src/agent/gate.o $(B)/src/agent/gatecall.o: ALL_CFLAGS += -fno-stack-protector -mgeneral-regs-only
+
+$(B)/$(AGENT_SO): $(AGENT_OBJS) src/agent/agent.map
+	$(CC) -shared -pthread $(LDFLAGS) -Wl,-soname,$(AGENT_SO) -Wl,--version-script=src/agent/agent.map \
+		-Wl,-z,defs,-z,now,-z,relro,-z,nodelete -o $@ $(AGENT_OBJS)
+
 comma := ,
 
 # --- tests -------------------------------------------------------------------
@@ -123,7 +140,7 @@ unit: $(UNIT)
 tests: unit $(WORKLOADS) $(BENCHES) $(CHECKERS) $(STRESSES) ## build the test programs
 stress-programs: $(STRESSES)
 fuzzers: $(FUZZERS)
-objects: $(OBJS) $(UNIT:=.o) $(WORKLOADS:=.o) $(BENCHES:=.o) $(CHECKERS:=.o) $(STRESSES:=.o)
+objects: $(OBJS) $(AGENT_OBJS) $(UNIT:=.o) $(WORKLOADS:=.o) $(BENCHES:=.o) $(CHECKERS:=.o) $(STRESSES:=.o)
 
 check: ## unit and end-to-end tests (tests/run alone runs everything)
 	B=$(B) tests/run unit/ e2e/
@@ -141,7 +158,7 @@ lint: ## warnings of both compilers, format, static analysis, manuals, scripts, 
 	B=$(B) scripts/lint
 
 format: ## lay out every C file as .clang-format says
-	$(CLANG_FORMAT) -i $(SRCS) $(wildcard src/*/*.h src/*/*/*.h include/*.h tests/*/*.[ch])
+	$(CLANG_FORMAT) -i $(SRCS) $(AGENT_SRCS) $(wildcard src/*/*.h src/*/*/*.h include/*.h tests/*/*.[ch])
 
 # --- other builds: same sources, own directories -------------------------------
 
@@ -162,6 +179,7 @@ install: all ## install below DESTDIR and PREFIX (/usr/local)
 	ln -sf $(LIB_SO) "$(DESTDIR)$(LIBDIR)/$(LIB_SONAME)"
 	ln -sf $(LIB_SONAME) "$(DESTDIR)$(LIBDIR)/libuffd-snap.so"
 	install -m 644 $(B)/libuffd-snap.a "$(DESTDIR)$(LIBDIR)/libuffd-snap.a"
+	install -m 644 $(B)/$(AGENT_SO) "$(DESTDIR)$(LIBDIR)/$(AGENT_SO)"
 	install -d "$(DESTDIR)$(LIBDIR)/pkgconfig"
 	printf '%s\n' 'prefix=$(PREFIX)' 'libdir=$(LIBDIR)' 'includedir=$(INCDIR)' '' \
 		'Name: libuffd-snap' 'Description: reader of uffd-snap process images' \
@@ -179,7 +197,8 @@ install: all ## install below DESTDIR and PREFIX (/usr/local)
 uninstall: ## remove what install put there
 	rm -f "$(DESTDIR)$(BINDIR)/uffd-snap" "$(DESTDIR)$(LIBDIR)/$(LIB_SO)" \
 		"$(DESTDIR)$(LIBDIR)/$(LIB_SONAME)" "$(DESTDIR)$(LIBDIR)/libuffd-snap.so" \
-		"$(DESTDIR)$(LIBDIR)/libuffd-snap.a" "$(DESTDIR)$(LIBDIR)/pkgconfig/libuffd-snap.pc" \
+		"$(DESTDIR)$(LIBDIR)/libuffd-snap.a" "$(DESTDIR)$(LIBDIR)/$(AGENT_SO)" \
+		"$(DESTDIR)$(LIBDIR)/pkgconfig/libuffd-snap.pc" \
 		"$(DESTDIR)$(INCDIR)/uffd-snap.h" "$(DESTDIR)$(BASHCOMPDIR)/uffd-snap" \
 		"$(DESTDIR)$(ZSHCOMPDIR)/_uffd-snap"
 	for e in $(EXAMPLES); do rm -f "$(DESTDIR)$(EXAMPLEDIR)/$${e##*/}"; done
@@ -193,6 +212,6 @@ help: ## show this list
 
 .SECONDARY:
 .DELETE_ON_ERROR:
--include $(OBJS:.o=.d) $(addsuffix .d,$(UNIT) $(WORKLOADS) $(BENCHES) $(CHECKERS) $(STRESSES) $(FUZZERS))
+-include $(OBJS:.o=.d) $(AGENT_OBJS:.o=.d) $(addsuffix .d,$(UNIT) $(WORKLOADS) $(BENCHES) $(CHECKERS) $(STRESSES) $(FUZZERS))
 .PHONY: all unit tests stress-programs fuzzers objects check stress bench fuzz lint format asan tsan fuzz-build \
 	install uninstall clean help

@@ -49,7 +49,8 @@ struct agent_slot {
 	uint64_t request; /* written last by the agent: differs from every one before */
 	uint64_t ack; /* written by the snapshotter: the request that is dealt with */
 	uint64_t session; /* as the agent saw it */
-	uint64_t reserved[2];
+	uint64_t epoch; /* the agent's: of its last use, as in the block */
+	uint64_t reserved;
 };
 
 enum agent_ask {
@@ -82,7 +83,11 @@ struct agent_control {
 	uint32_t restored; /* how often this process has been brought back. By restore */
 	uint32_t nr_excludes;
 	char name[AGENT_NAME_MAX]; /* NUL-terminated; "": none */
-	uint64_t reserved[8];
+	/* The agent's: how often it has given the pages of all doorbells back, for which session last,
+	 * and how many requests there have been. */
+	uint64_t epoch, epoch_session, nr_requests;
+	uint64_t asked; /* how often a signal has asked for a snapshot. By the agent */
+	uint64_t reserved[4];
 	struct agent_range excludes[AGENT_EXCLUDES]; /* what an image need not hold: read at T0 */
 	struct agent_slot slots[AGENT_SLOTS];
 };
