@@ -222,6 +222,87 @@ struct usnap_verify_options {
 USNAP_API int usnap_image_verify(struct usnap_image *img,
 				 const struct usnap_verify_options *options);
 
+/* ---- asking for a snapshot from inside ---- */
+
+/*
+ * What follows is not in libuffd-snap but in libuffd-snap-agent, which is put
+ * into a program by LD_PRELOAD or linked to it. A program that is to run
+ * without it too defines USNAP_AGENT_WEAK before this header is included, is
+ * not linked with it, and looks:
+ *
+ *	if (usnap_checkpoint && usnap_checkpoint(NULL) == 1)
+ *		printf("brought back\n");
+ *
+ * libuffd-snap-agent(3) describes all of it.
+ */
+#ifdef USNAP_AGENT_WEAK
+#define USNAP_AGENT_API USNAP_API __attribute__((weak))
+#else
+#define USNAP_AGENT_API USNAP_API
+#endif
+
+/* Strings may be NULL, and what is zero is as usual. */
+struct usnap_checkpoint_options {
+	size_t size; /* sizeof(struct usnap_checkpoint_options) */
+	const char *output; /* the file to write; NULL: into a store */
+	const char *parent; /* with output: the image that it continues */
+	const char *store, *name; /* without: the directory, the name in it */
+	unsigned timeout_s; /* seconds after which it is given up; 0: never */
+	unsigned no_wait; /* 1: return when T0 is past, not when the image is complete */
+	char *path; /* of the image, written here; "" where it is not known */
+	size_t path_size;
+	char *error; /* what went wrong, one line: written here; else "" */
+	size_t error_size;
+};
+
+/*
+ * Takes a snapshot of the calling process, and returns twice, as setjmp(3)
+ * does: 0 in the process that goes on, and 1, some other day, in each that is
+ * restored from the image. NULL: a snapshot into the usual store.
+ *
+ *	-EBUSY      another thread is in here, or the last one without waiting
+ *	            has not ended
+ *	-ENOENT     there is no command uffd-snap
+ *	-ECANCELED  there is no image: the error says why
+ *	-EINVAL     a wrong option
+ *
+ * and what socketpair(2) and clone(2) can return. Not from a signal handler.
+ */
+USNAP_AGENT_API int usnap_checkpoint(const struct usnap_checkpoint_options *options);
+
+/*
+ * Leaves [addr, addr+len) out of images, whoever takes them: whole pages that
+ * lie in it. It is zero when it comes back. Unmapping it does not undo this.
+ * usnap_include() has them saved again: all pages that are touched by it.
+ *
+ *	-ENOSPC  more than 64 ranges; nothing has changed
+ *	-EINVAL  no range of memory
+ */
+USNAP_AGENT_API int usnap_exclude(const void *addr, size_t len);
+USNAP_AGENT_API int usnap_include(const void *addr, size_t len);
+
+enum usnap_phase {
+	USNAP_BEFORE_FREEZE = 0, /* the threads are about to be stopped */
+	USNAP_AFTER_FREEZE = 1, /* T0 is past, or there was none */
+	USNAP_RESTORED = 2, /* instead of the second, in a process that was restored */
+};
+
+/*
+ * Calls a function at each usnap_checkpoint(), on the thread that is in it.
+ * Snapshots that others take call nothing. Those of before the freeze are
+ * called in the reverse of the order in which they were added.
+ *
+ *	-ENOSPC  more than 32
+ *	-EINVAL  no such phase, or no function
+ */
+USNAP_AGENT_API int usnap_on(enum usnap_phase phase, void (*callback)(void *arg), void *arg);
+
+/* Takes it back: 0, or -ENOENT. */
+USNAP_AGENT_API int usnap_off(enum usnap_phase phase, void (*callback)(void *arg), void *arg);
+
+/* How often this process has been brought back from an image, whoever took it. */
+USNAP_AGENT_API unsigned usnap_restored(void);
+
 #ifdef __cplusplus
 }
 #endif

@@ -43,6 +43,7 @@ struct capture_options {
 	int (*before_freeze)(void *arg, struct usnap_err *err);
 	void (*after_freeze)(void *arg);
 	void *freeze_arg;
+	bool by_itself; /* the target has asked for it: the caller is no child that it would miss */
 };
 
 enum {

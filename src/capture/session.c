@@ -276,6 +276,8 @@ static int attempt(struct capture *c, bool held, struct usnap_err *err)
 	if (r == 0)
 		r = pstate_prepare(&c->pstate, c->target, &c->gadgets, err);
 	if (r == 0) {
+		if (c->options.by_itself)
+			pstate_disown(c->pstate, getpid());
 		pstate_know_wait(c->pstate, &c->known.wait);
 		pstate_know_facts(c->pstate, &c->known.facts);
 	}

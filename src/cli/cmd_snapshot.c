@@ -43,6 +43,7 @@ struct snapshot {
 	struct capture *capture;
 	struct progress progress;
 	struct snapshot_run run;
+	struct snapshot_sync sync;
 };
 
 static int capture(struct snapshot *s, struct usnap_err *err)
@@ -59,7 +60,6 @@ static int capture(struct snapshot *s, struct usnap_err *err)
 
 	if (r == 0)
 		r = snapshot_parent_adopt(&s->parent, s->writer, &s->target, err);
-	struct snapshot_sync sync = {a->sync_fd, interrupted};
 	const struct capture_options co = {
 		.pool_bytes = a->memory,
 		.nr_threads = a->threads,
@@ -77,7 +77,8 @@ static int capture(struct snapshot *s, struct usnap_err *err)
 		.progress_arg = &s->progress,
 		.before_freeze = a->sync_fd >= 0 ? snapshot_sync_before : NULL,
 		.after_freeze = a->sync_fd >= 0 ? snapshot_sync_after : NULL,
-		.freeze_arg = &sync,
+		.freeze_arg = &s->sync,
+		.by_itself = a->sync_fd >= 0,
 	};
 	if (r == 0)
 		r = capture_run(&s->capture, &s->target, s->writer, &co, err);
@@ -141,7 +142,9 @@ static int tell(const struct snapshot_args *a, const struct snapshot_run *run, i
 
 static int take(const struct snapshot_args *a, pid_t pid)
 {
-	struct snapshot s = {.args = a, .run = {.pid = pid, .name = "", .path = "", .store = ""}};
+	struct snapshot s = {.args = a,
+			     .run = {.pid = pid, .name = "", .path = "", .store = ""},
+			     .sync = {a->sync_fd, interrupted}};
 	struct usnap_err err = {0};
 	uint64_t start;
 	bool opened = false;
@@ -150,6 +153,8 @@ static int take(const struct snapshot_args *a, pid_t pid)
 	progress_start(&s.progress, a->quiet || a->json);
 	int r = snapshot_dest_lock(&s.dest, a, pid, interrupted, &err);
 
+	if (r == 0)
+		r = snapshot_sync_attach(&s.sync, &err);
 	start = now_ns();
 	if (r == 0) {
 		r = target_open(&s.target, pid, &err);
@@ -170,8 +175,10 @@ static int take(const struct snapshot_args *a, pid_t pid)
 		r = capture(&s, &err);
 	if (r == 0)
 		r = snapshot_dest_commit(&s.dest, &err);
-	if (r == 0)
+	if (r == 0) {
 		report(&s, start);
+		snapshot_sync_done(&s.sync);
+	}
 	capture_end(s.capture, a->kill && r == 0);
 	registry_end(registered, s.run.stats.t0_realtime_ns / 1000000, r == 0 ? s.dest.path : NULL);
 	image_writer_close(s.writer);

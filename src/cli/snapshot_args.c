@@ -108,7 +108,7 @@ const char snapshot_args_help[] =
 	"      --on-success COMMAND  run this shell command for each image taken\n"
 	"      --on-failure COMMAND  run this shell command for each failure\n"
 	"      --metrics FILE  keep figures for Prometheus in FILE\n"
-	"      --sync-fd FD    before the threads are stopped, ask whoever is at this socket\n"
+	"      --sync-fd FD    keep in step with whoever is at this socket\n"
 	"      --json          print the summary as JSON\n"
 	"  -q, --quiet         print nothing but errors\n"
 	"      --help          show this help\n";

@@ -30,9 +30,7 @@ int snapshot_sync_open(int fd, struct usnap_err *err)
 static int lost(int fd, struct usnap_err *err)
 {
 	return usnap_fail(err, -ECANCELED,
-			  "cannot snapshot: whoever is to be asked before the freeze, on "
-			  "descriptor %d, is gone",
-			  fd);
+			  "cannot snapshot: whoever is to be asked, on descriptor %d, is gone", fd);
 }
 
 /* Up to the end of the line, which is all that there is to read. */
@@ -73,12 +71,11 @@ static bool say(const struct snapshot_sync *s, const char *line)
 	return n == (ssize_t)strlen(line);
 }
 
-int snapshot_sync_before(void *arg, struct usnap_err *err)
+static int ask(const struct snapshot_sync *s, const char *what, struct usnap_err *err)
 {
-	const struct snapshot_sync *s = arg;
 	char line[8];
 
-	if (!say(s, "freeze\n"))
+	if (!say(s, what))
 		return lost(s->fd, err);
 	int r = read_line(s, line, sizeof(line), err);
 	if (r == 0 && strcmp(line, "go") != 0)
@@ -87,8 +84,24 @@ int snapshot_sync_before(void *arg, struct usnap_err *err)
 	return r;
 }
 
+int snapshot_sync_attach(struct snapshot_sync *s, struct usnap_err *err)
+{
+	return s->fd < 0 ? 0 : ask(s, "attach\n", err);
+}
+
+int snapshot_sync_before(void *arg, struct usnap_err *err)
+{
+	return ask(arg, "freeze\n", err);
+}
+
+/* Should nobody listen any more, the image is none the worse. */
 void snapshot_sync_after(void *arg)
 {
-	/* Should nobody listen any more, the image is none the worse. */
 	say(arg, "frozen\n");
+}
+
+void snapshot_sync_done(struct snapshot_sync *s)
+{
+	if (s->fd >= 0)
+		say(s, "done\n");
 }

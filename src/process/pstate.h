@@ -39,6 +39,10 @@ void pstate_know_wait(struct pstate *ps, const struct wait_note *w);
 /* What a helper was told; of before T0, or of T0 itself. */
 void pstate_know_facts(struct pstate *ps, const struct process_facts *f);
 
+/* A child that the process did not mean to have: what was started to look at it, and given to it as the
+ * reaper of orphans. After pstate_prepare(). */
+void pstate_disown(struct pstate *ps, pid_t child);
+
 /* The mappings as read in this freeze; borrowed until pstate_free(). */
 void pstate_set_maps(struct pstate *ps, const struct maps *maps);
 

@@ -79,6 +79,18 @@ static int prepare_children(struct pstate *ps, pid_t tid)
 	return 0;
 }
 
+void pstate_disown(struct pstate *ps, pid_t child)
+{
+	for (char *s = ps->children, *end; s && *s; s = end) {
+		long pid = strtol(s, &end, 10);
+
+		if (end == s)
+			break;
+		if (pid == child)
+			memset(s, ' ', (size_t)(end - s));
+	}
+}
+
 int threads_prepare(struct pstate *ps)
 {
 	int fd = openat(ps->task_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
