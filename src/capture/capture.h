@@ -62,6 +62,7 @@ struct capture_stats {
 	uint64_t fault_latency[CAPTURE_HISTOGRAM]; /* [i]: handled within 2^i ns, as we see it */
 	uint64_t fault_max_ns;
 	uint64_t events, rescued_pages; /* discards seen; pages saved before one went on */
+	uint64_t asks, asked_pages; /* discards that the agent held back; pages saved for them */
 	uint64_t regions, threads, bytes_populated;
 	unsigned torn;
 	char torn_reason[128]; /* of the last torn attempt */

@@ -67,6 +67,11 @@ static int find_unsaved(struct capture *c, const struct segment *s, uint64_t key
 	return 0;
 }
 
+bool discard_first_unsaved(struct capture *c, uint64_t start, uint64_t end, uint64_t *ret_addr)
+{
+	return for_each_part(c, start, end, find_unsaved, ret_addr) > 0;
+}
+
 /* Memory is gone or about to go. */
 static void lose(struct capture *c, uint64_t start, uint64_t end, const char *how)
 {

@@ -35,6 +35,7 @@ enum {
 	CLUSTER_PAGES = 16, /* copied together where neighbours fault too */
 	ZERO_PAGES = 64, /* filled together after T0: costs no memory */
 	ZERO_PAGES_ARM = 16, /* before T0 they have to be protected again */
+	ASKS_WAIT_NS = 100000,
 };
 
 struct deferred {
@@ -146,7 +147,8 @@ static void unclaim(struct capture *c, uint64_t key, unsigned nr_pages)
 }
 
 /* Copies the run [addr, addr+nr) that is claimed already. */
-static enum served copy_run(struct capture *c, uint64_t addr, uint64_t key, unsigned nr_pages)
+static enum served copy_run(struct capture *c, uint64_t addr, uint64_t key, unsigned nr_pages,
+			    bool faulted)
 {
 	while (nr_pages) {
 		if (!c->open_block)
@@ -165,7 +167,8 @@ static enum served copy_run(struct capture *c, uint64_t addr, uint64_t key, unsi
 		atomic_store(&c->reading_since_ns, 0);
 		/* The page that faulted was protected. Its neighbours are, unless something lifted
 		 * that without an event. */
-		if (r == 0 && n > 1 && scan_protected(c, addr, addr + n * PAGE_BYTES) != 1)
+		if (r == 0 && (n > 1 || !faulted) &&
+		    scan_protected(c, addr, addr + n * PAGE_BYTES) != 1)
 			r = -ESTALE;
 		if (r < 0 || uffd_event_pending(c->uffd)) {
 			*b = before;
@@ -197,7 +200,8 @@ void fault_flush(struct capture *c)
 	c->open_block = NULL;
 }
 
-enum served fault_copy(struct capture *c, const struct segment *s, uint64_t key, uint64_t len)
+enum served fault_copy(struct capture *c, const struct segment *s, uint64_t key, uint64_t len,
+		       bool faulted)
 {
 	uint64_t k = MAX(key, s->key), end = MIN(key + len, s->key + (s->end - s->start));
 
@@ -209,7 +213,7 @@ enum served fault_copy(struct capture *c, const struct segment *s, uint64_t key,
 		       chunk_claim(ch, chunk_page(k) + n))
 			n++;
 		if (n) {
-			enum served r = copy_run(c, s->start + (k - s->key), k, n);
+			enum served r = copy_run(c, s->start + (k - s->key), k, n, faulted);
 			if (r != SERVED)
 				return r;
 		}
@@ -290,7 +294,7 @@ static enum served serve_wp(struct capture *c, uint64_t addr)
 		}
 		c->last_fault_key = key;
 	}
-	enum served r = fault_copy(c, &s, from, len);
+	enum served r = fault_copy(c, &s, from, len, true);
 	if (r != SERVED)
 		return r;
 	if (c->torn)
@@ -326,6 +330,10 @@ static enum served serve_missing(struct capture *c, uint64_t addr)
 	bool known = find_segment(c, addr, &s);
 	uint64_t len = PAGE_BYTES, done = 0;
 
+	if (asks_is_doorbell(c, addr)) {
+		asks_ring(c, addr);
+		return SERVED;
+	}
 	if (known && c->phase == PHASE_PRESERVE && !c->torn) {
 		uint64_t key = s.key + (addr - s.start);
 		const struct chunk *ch = pageset_chunk(c->pages, key, false);
@@ -445,17 +453,21 @@ static void *fault_thread(void *arg)
 		{c->uffd, POLLIN, 0}, {c->wake_fd, POLLIN, 0}, {pool_event_fd(c->pool), POLLIN, 0}};
 
 	thread_hurry(true);
+	enum asks_left asks = ASKS_NONE;
 	while (!c->fault_quit) {
-		int timeout = -1;
+		struct timespec timeout = {0, 0};
 		uint64_t junk;
 
 		pthread_mutex_lock(&c->fault_lock);
 		/* What waits for an event was tried again once it was read; what still waits
 		 * does so for a block, or for an event that has not been raised yet. */
 		if (c->nr_deferred)
-			timeout = 1;
+			timeout.tv_nsec = 1000000;
 		pthread_mutex_unlock(&c->fault_lock);
-		if (poll(fds, ARRAY_SIZE(fds), timeout) < 0 && errno != EINTR)
+		if (asks == ASKS_WAIT)
+			timeout.tv_nsec = ASKS_WAIT_NS;
+		bool idle = asks == ASKS_NONE && !timeout.tv_nsec;
+		if (ppoll(fds, ARRAY_SIZE(fds), idle ? NULL : &timeout, NULL) < 0 && errno != EINTR)
 			break;
 		if (fds[1].revents)
 			(void)!read(c->wake_fd, &junk, sizeof(junk));
@@ -470,6 +482,7 @@ static void *fault_thread(void *arg)
 			if (c->nr_deferred)
 				r = fault_drain(c);
 		}
+		asks = asks_serve(c);
 		if (r < 0 && r != -EAGAIN)
 			capture_fail(c, r, "cannot read the faults of process %d", c->target->pid);
 		pthread_mutex_unlock(&c->fault_lock);

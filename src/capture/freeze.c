@@ -282,6 +282,9 @@ static int take_memory(struct capture *c, bool hold, struct copier *cp, bool las
 		r = ghost_freeze(c);
 	if (r == 0)
 		r = begin_preserve(c);
+	/* The image has been taken: it does not show this. */
+	if (r == 0)
+		asks_begin(c, hold);
 	if (r < 0)
 		usnap_fail_errno(err, r, "cannot take the memory of process %d", c->target->pid);
 	if (r == -EACCES)
@@ -377,6 +380,7 @@ static int freeze_once(struct capture *c, bool hold, struct copier *cp, bool las
 			"cannot snapshot process %d: it has ended or runs another program now",
 			c->target->pid);
 	}
+	asks_set_back(c);
 	stopped = now_ns();
 	c->stats.t0_realtime_ns = clock_ns(CLOCK_REALTIME);
 	c->stats.t0_monotonic_ns = stopped;

@@ -142,6 +142,7 @@ static void supervise(struct capture *c)
 /* Back to a state from which an attempt can begin. */
 static int begin_attempt(struct capture *c, struct usnap_err *err)
 {
+	asks_end(c);
 	pthread_mutex_lock(&c->fault_lock);
 	atomic_store(&c->phase, PHASE_ARM);
 	c->throttle_us = 0;
@@ -162,11 +163,12 @@ static int begin_attempt(struct capture *c, struct usnap_err *err)
 		return usnap_fail_errno(err, r, "cannot write the image");
 	pool_reset(c->pool);
 	/* Only now: until here faults were let through without a copy. */
-	c->torn = false;
+	c->torn = c->pristine_checked = false;
 	c->nr_saved = 0;
 	struct capture_stats *s = &c->stats;
 	s->faults = s->fault_pages = s->missing_faults = s->sweep_pages = s->frozen_pages = 0;
 	s->arm_passes = s->arm_faults = s->fault_max_ns = s->rescued_pages = 0;
+	s->asks = s->asked_pages = 0;
 	memset(s->fault_latency, 0, sizeof(s->fault_latency));
 	return image_writer_begin(c->writer, err);
 }
@@ -185,6 +187,7 @@ static void end_preserve(struct capture *c)
 	if (!c->torn)
 		atomic_store(&c->phase, PHASE_RELEASE);
 	pthread_mutex_unlock(&c->fault_lock);
+	asks_end(c);
 }
 
 static int preserve(struct capture *c, struct usnap_err *err)
@@ -208,6 +211,8 @@ static int preserve(struct capture *c, struct usnap_err *err)
 		if (r < 0)
 			usnap_fail_errno(&why, r, "cannot read the mappings of process %d",
 					 c->target->pid);
+		else
+			c->pristine_checked = true;
 	}
 	if (r < 0)
 		capture_fail(c, r, "%s", why.text);
@@ -267,6 +272,8 @@ static int attempt(struct capture *c, bool held, struct usnap_err *err)
 			return usnap_fail_errno(err, r, "cannot read the mappings of process %d",
 						c->target->pid);
 	}
+	if (r == 0)
+		asks_find(c);
 	if (r == 0 && (r = guards_prepare(c)) < 0)
 		usnap_fail_errno(err, r, "cannot look for guard pages of process %d",
 				 c->target->pid);
@@ -336,6 +343,7 @@ static void detach(struct capture *c)
 	lock_faults(c);
 	atomic_store(&c->phase, PHASE_RELEASE);
 	pthread_mutex_unlock(&c->fault_lock);
+	asks_end(c);
 	release(c);
 	fault_stop(c);
 	if (c->uffd >= 0)
@@ -400,6 +408,7 @@ static void capture_free(struct capture *c)
 	ranges_free(&c->rescued);
 	ranges_free(&c->young);
 	ranges_free(&c->excluded);
+	asks_free(&c->asks);
 	free(c->deferred);
 	if (c->nowhere != MAP_FAILED)
 		munmap(c->nowhere, PAGE_BYTES);
@@ -430,7 +439,7 @@ int capture_run(struct capture **ret, struct target *target, struct image_writer
 	c->options = *options;
 	c->target = target;
 	c->writer = writer;
-	c->uffd = c->mem_fd = -1;
+	c->uffd = c->mem_fd = c->asks.fd = -1;
 	facts_forget(&c->known.facts);
 	c->ksm = ksm_runs();
 	c->guards.shown = guards_are_shown(c);

@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 #include <sys/uio.h>
 
+#include "capture/asks.h"
 #include "capture/capture.h"
 #include "capture/pageset.h"
 #include "capture/pool.h"
@@ -107,6 +108,7 @@ struct capture {
 	uint64_t last_fault_key;
 	pid_t last_discarder;
 	struct ranges rescued;
+	struct asks asks;
 
 	/* Odd while events are being read; moves on with every event (sweep.c). */
 	_Atomic uint64_t event_seq;
@@ -114,6 +116,8 @@ struct capture {
 
 	_Atomic bool torn, failed;
 	_Atomic bool sweep_done;
+	_Atomic bool
+		pristine_checked; /* what was not copied because a file holds it is as it was */
 	_Atomic bool remaps; /* the target was seen to call mremap() */
 	pthread_mutex_t state_lock; /* torn_reason, failure */
 	struct usnap_err failure; /* of the fault or sweep thread */
@@ -196,15 +200,18 @@ enum served {
 	AGAIN /* an event is pending */,
 	NO_BLOCK
 };
-/* Claims, copies and marks as saved what is populated and free in [key, key+len) of s. With
- * fault_lock. */
-enum served fault_copy(struct capture *c, const struct segment *s, uint64_t key, uint64_t len);
+/* Claims, copies and marks as saved what is populated and free in [key, key+len) of s; faulted: a
+ * page of it has just raised a fault, so that it is known to be protected. With fault_lock. */
+enum served fault_copy(struct capture *c, const struct segment *s, uint64_t key, uint64_t len,
+		       bool faulted);
 /* Lifts the protection of what has been saved: [key, key+nr) at addr. */
 int fault_finish(struct capture *c, const struct segment *s, uint64_t addr, uint64_t key,
 		 unsigned nr_pages);
 
 /* discard.c: with fault_lock */
 void discard_event(struct capture *c, const struct uffd_msg *msg);
+/* The first page of [start, end) that is populated and not saved; false: there is none. */
+bool discard_first_unsaved(struct capture *c, uint64_t start, uint64_t end, uint64_t *ret_addr);
 /* An event waits unread: saves what it is about to destroy, if it can be found out. */
 void discard_rescue(struct capture *c);
 
