@@ -50,9 +50,13 @@ _uffd_snap() {
 			elif [[ $line == *" DIR "* ]]; then
 				compopt -o filenames 2>/dev/null
 				mapfile -t COMPREPLY < <(compgen -d -- "$cur")
+			elif [[ $line == *" PID "* ]]; then
+				mapfile -t COMPREPLY < <(compgen -W "$(_uffd_snap_pids)" -- "$cur")
+			elif [[ $line == *" COMMAND"* ]]; then
+				mapfile -t COMPREPLY < <(compgen -c -- "$cur")
 			elif [[ $line == *" KIND "* ]]; then
 				# It names them all when it knows none of the name.
-				line=$("$tool" "$command" --ignore '' 2>&1)
+				line=$("$tool" restore --ignore '' 2>&1)
 				mapfile -t COMPREPLY < <(compgen -W "${line##*there are }" -- "$cur")
 			fi
 			return
@@ -69,6 +73,14 @@ _uffd_snap() {
 		compopt -o filenames 2>/dev/null
 		mapfile -t COMPREPLY < <(compgen -d -- "$cur"; compgen -f -X '!*.usnap' -- "$cur"
 			compgen -W "$(_uffd_snap_images "$tool" "$cur")" -- "$cur")
+	elif [[ $line == *" COMMAND "* ]]; then
+		# As on a command line of its own: then its files.
+		if [[ $prev == run || $prev == -- ]]; then
+			mapfile -t COMPREPLY < <(compgen -c -- "$cur")
+		else
+			compopt -o filenames 2>/dev/null
+			mapfile -t COMPREPLY < <(compgen -c -f -- "$cur" | sort -u)
+		fi
 	elif [[ $line == *REMOTE* ]]; then
 		mapfile -t COMPREPLY < <(compgen -W "$(_uffd_snap_images "$tool" "$cur")
 			$(rclone listremotes 2>/dev/null)" -- "$cur")

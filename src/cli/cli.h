@@ -26,7 +26,7 @@ extern const struct cli_command *const cli_commands[]; /* ends with NULL */
 /* Each cmd_<name>.c defines its own. */
 extern const struct cli_command cmd_diff, cmd_merge;
 extern const struct cli_command cmd_snapshot, cmd_info, cmd_verify, cmd_read, cmd_core, cmd_restore,
-	cmd_check, cmd_list, cmd_prune, cmd_rm, cmd_push, cmd_pull, cmd_ps;
+	cmd_check, cmd_list, cmd_prune, cmd_rm, cmd_push, cmd_pull, cmd_ps, cmd_run;
 
 /* The graver of two exit statuses. A function: its arguments are calls. */
 static inline int cli_worse(int a, int b)

@@ -1,4 +1,5 @@
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -12,7 +13,9 @@
 #include "cli/cmd_restore.h"
 #include "cli/msg.h"
 #include "cli/refs.h"
+#include "cli/restore_agent.h"
 #include "cli/show.h"
+#include "common/io.h"
 #include "common/util.h"
 #include "restore/kinds.h"
 
@@ -26,6 +29,7 @@ struct restore_args {
 	struct restore_options o;
 	struct restore_fd fds[MAX_GIVEN];
 	const char *ignore[MAX_GIVEN];
+	const char *pidfile; /* or NULL */
 	bool dry_run, json, quiet;
 };
 
@@ -192,6 +196,18 @@ static void show_done(struct restore *r, const struct restore_args *a, pid_t pid
 	fflush(out);
 }
 
+/* It runs, whatever becomes of the file. */
+static void write_pidfile(const char *path, pid_t pid)
+{
+	cleanup_fd int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+	char text[16];
+	int n = snprintf(text, sizeof(text), "%d\n", (int)pid), r;
+
+	r = fd < 0 ? -errno : io_write_full(fd, text, (size_t)n);
+	if (r < 0)
+		msg_warning("cannot write '%s': %s", path, strerror(-r));
+}
+
 static int fail(struct restore_front *f, struct usnap_err *err)
 {
 	progress_end(&f->progress);
@@ -230,6 +246,9 @@ static int restore(const struct restore_args *a, struct refs *refs, struct resto
 		restore_free(r);
 		return fail(f, &err);
 	}
+	restore_agent(pid, a->o.image);
+	if (a->pidfile)
+		write_pidfile(a->pidfile, pid);
 	show_done(r, a, pid, wall_ns() - start);
 	restore_watch_begin(r, &watch);
 	restore_free(r);
@@ -353,6 +372,7 @@ static int run(int argc, char **argv)
 		OPT_ALLOW_CHANGED,
 		OPT_THREADS,
 		OPT_STORE,
+		OPT_PIDFILE,
 		OPT_JSON
 	};
 	static const struct option options[] = {
@@ -366,6 +386,7 @@ static int run(int argc, char **argv)
 		{"allow-changed-files", no_argument, NULL, OPT_ALLOW_CHANGED},
 		{"threads", required_argument, NULL, OPT_THREADS},
 		{"store", required_argument, NULL, OPT_STORE},
+		{"pidfile", required_argument, NULL, OPT_PIDFILE},
 		{"json", no_argument, NULL, OPT_JSON},
 		{"quiet", no_argument, NULL, 'q'},
 		{0},
@@ -416,6 +437,9 @@ static int run(int argc, char **argv)
 		case OPT_STORE:
 			store = optarg;
 			break;
+		case OPT_PIDFILE:
+			a.pidfile = optarg;
+			break;
 		case OPT_JSON:
 			a.json = true;
 			break;
@@ -456,6 +480,7 @@ const struct cli_command cmd_restore = {
 		"      --allow-changed-files  accept mapped files that have changed\n"
 		"      --threads N      threads that decompress (default: one per CPU)\n"
 		"      --store DIR      the store, if not the usual one\n"
+		"      --pidfile FILE   write the PID of the process into FILE\n"
 		"      --json           print what was done as JSON\n"
 		"  -q, --quiet          print nothing but errors\n"
 		"      --help           show this help\n"

@@ -19,9 +19,14 @@ struct restore_front {
 	bool progress_started, quiet, detach, stopped;
 	int tty; /* the controlling terminal, when it was ours; or -1 */
 	bool has_modes; /* of the terminal, as we found it */
+	bool told_to_end; /* a signal was passed on that asks for it */
 	bool alone; /* on the terminal: no part of a pipeline */
 	struct termios modes;
 	pid_t lent_to; /* process group that has it, 0: none */
+	/* Something to do meanwhile, each time anything happens and after the milliseconds that it
+	 * returned last (-1: for ever). May be NULL; with it standard error is kept. */
+	int (*tick)(void *arg);
+	void *tick_arg;
 };
 
 void front_begin(struct restore_front *f);
@@ -33,8 +38,14 @@ void front_take_terminal(struct restore_front *f);
  * that was killed leaves them. */
 void front_reset_terminal(struct restore_front *f);
 
-/* Until the process ends. early: a signal that came before. Returns the exit status, or dies of the
- * signal that the process died of. */
+/* Until the process ends. early: a signal that came before. True: *ret_status is as of waitpid(2). */
+bool front_wait(struct restore_front *f, struct restore_watch *w, pid_t pid,
+		const volatile sig_atomic_t *early, int *ret_status);
+
+/* The exit status that says this, or dies of the signal that the process died of. */
+int front_end_as(int status);
+
+/* Both. */
 int front_stand_in(struct restore_front *f, struct restore_watch *w, pid_t pid,
 		   const volatile sig_atomic_t *early);
 

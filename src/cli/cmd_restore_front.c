@@ -136,6 +136,7 @@ static void pass_signal(struct restore_front *f, const struct restore_watch *w, 
 
 	if (sig == SIGCHLD)
 		return;
+	f->told_to_end |= sig == SIGTERM || sig == SIGINT || sig == SIGQUIT || sig == SIGHUP;
 	/* What the terminal sends, it sends to all of a process group. */
 	if (si->ssi_code == SI_KERNEL && getpgid(pid) == getpgrp())
 		return;
@@ -147,15 +148,16 @@ static void pass_signal(struct restore_front *f, const struct restore_watch *w, 
 /* ---- until the end ------------------------------------------------------------------------- */
 
 /* Readers and writers of our pipes wait for the process, not for us. */
-static void let_go_of_pipes(void)
+static void let_go_of_pipes(const struct restore_front *f)
 {
 	cleanup_fd int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	int last = f->tick ? STDOUT_FILENO : STDERR_FILENO;
 
-	for (int fd = STDIN_FILENO; null >= 0 && fd <= STDERR_FILENO; fd++)
+	for (int fd = STDIN_FILENO; null >= 0 && fd <= last; fd++)
 		dup2(null, fd);
 }
 
-static int end_as(int status)
+int front_end_as(int status)
 {
 	struct rlimit none = {0};
 	sigset_t set;
@@ -173,12 +175,12 @@ static int end_as(int status)
 	return 128 + WTERMSIG(status);
 }
 
-int front_stand_in(struct restore_front *f, struct restore_watch *w, pid_t pid,
-		   const volatile sig_atomic_t *early)
+bool front_wait(struct restore_front *f, struct restore_watch *w, pid_t pid,
+		const volatile sig_atomic_t *early, int *ret_status)
 {
 	struct signalfd_siginfo si;
 	sigset_t set;
-	int status = 0, r;
+	int status = 0, wait_ms, r;
 
 	passed_signals(&set);
 	sigprocmask(SIG_BLOCK, &set, NULL);
@@ -189,7 +191,7 @@ int front_stand_in(struct restore_front *f, struct restore_watch *w, pid_t pid,
 	}
 	if (*early)
 		restore_watch_signal(w, *early);
-	let_go_of_pipes();
+	let_go_of_pipes(f);
 	for (;;) {
 		struct pollfd p[] = {{.fd = signals, .events = POLLIN},
 				     {.fd = w->events, .events = POLLIN}};
@@ -202,8 +204,11 @@ int front_stand_in(struct restore_front *f, struct restore_watch *w, pid_t pid,
 		}
 		if (r)
 			break;
+		wait_ms = f->tick ? f->tick(f->tick_arg) : -1;
+		if (signals < 0 && (wait_ms < 0 || wait_ms > 100))
+			wait_ms = 100;
 		/* A child's end that comes between is a SIGCHLD that waits in signals. */
-		if (poll(p, ARRAY_SIZE(p), signals < 0 ? 100 : -1) < 0 && errno != EINTR)
+		if (poll(p, ARRAY_SIZE(p), wait_ms) < 0 && errno != EINTR)
 			break;
 		while (signals >= 0 && read(signals, &si, sizeof(si)) == (ssize_t)sizeof(si))
 			pass_signal(f, w, pid, &si);
@@ -214,5 +219,14 @@ int front_stand_in(struct restore_front *f, struct restore_watch *w, pid_t pid,
 	else
 		front_take_terminal(f);
 	restore_watch_end(w);
-	return r > 0 ? end_as(status) : EXIT_FAILED;
+	*ret_status = status;
+	return r > 0;
+}
+
+int front_stand_in(struct restore_front *f, struct restore_watch *w, pid_t pid,
+		   const volatile sig_atomic_t *early)
+{
+	int status;
+
+	return front_wait(f, w, pid, early, &status) ? front_end_as(status) : EXIT_FAILED;
 }

@@ -22,7 +22,7 @@ static const struct cli_command cmd_help = {
 const struct cli_command *const cli_commands[] = {
 	&cmd_snapshot, &cmd_info,  &cmd_verify, &cmd_read,  &cmd_core, &cmd_restore,
 	&cmd_diff,     &cmd_merge, &cmd_list,	&cmd_prune, &cmd_rm,   &cmd_push,
-	&cmd_pull,     &cmd_ps,	   &cmd_check,	&cmd_help,  NULL,
+	&cmd_pull,     &cmd_run,   &cmd_ps,	&cmd_check, &cmd_help, NULL,
 };
 
 static size_t nr_commands(void)

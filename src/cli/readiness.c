@@ -56,6 +56,10 @@ bool readiness_of(const struct registry *r, pid_t pid, bool look, char name[RUND
 	const struct registry_entry *e = r ? registry_of(r, pid) : NULL;
 	struct agent_found found;
 
+	/* What it would follow as a daemon lives: it is a child like others. */
+	if (!e && r && registry_knows(r, pid))
+		return false;
+
 	name[0] = '\0';
 	if (e)
 		snprintf(name, RUNDIR_NAME_MAX + 1, "%s", e->name);

@@ -7,6 +7,7 @@
  *	                      agent is loaded, or by a restore
  *	DIR/taken-PID-START   a process that was taken, or, while it is locked, is
  *	                      being taken; written by the command
+ *	DIR/served-PID-START  while it is locked, "run --pid" takes its snapshots
  *
  * PID is as /proc shows it. START, field 22 of /proc/PID/stat, makes the name one that no
  * other process has again before the machine is restarted: what a process that is gone has
@@ -26,6 +27,7 @@
 #define RUNDIR_TMP "/tmp/uffd-snap-" /* UID */
 #define RUNDIR_READY "ready-"
 #define RUNDIR_TAKEN "taken-"
+#define RUNDIR_SERVED "served-"
 
 /* Of ready-: */
 #define RUNDIR_KEY_NAME "name=" /* may be empty */

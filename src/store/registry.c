@@ -55,7 +55,8 @@ static int open_own(void)
 	for (unsigned nr = 0; own_path(nr, path); nr++) {
 		if (!*path)
 			continue;
-		mkdir(path, 0700);
+		/* As the agent makes it: known names can be asked for, and not listed. */
+		mkdir(path, nr == 0 ? 0711 : 0700);
 		int fd = open_dir(path, geteuid());
 		if (fd >= 0 && faccessat(fd, ".", W_OK, AT_EACCESS) == 0)
 			return fd;
@@ -184,7 +185,7 @@ struct load {
 	bool failed;
 };
 
-static bool is_known(const struct registry *r, pid_t pid)
+bool registry_knows(const struct registry *r, pid_t pid)
 {
 	for (size_t i = 0; i < r->nr; i++)
 		if (r->entry[i].pid == pid)
@@ -211,7 +212,8 @@ static bool load_file(struct load *l, int dir, uid_t uid, const char *file)
 	char text[RUNDIR_FILE_MAX + 1];
 	bool ready = !strncmp(file, RUNDIR_READY, strlen(RUNDIR_READY));
 
-	if (!ready && strncmp(file, RUNDIR_TAKEN, strlen(RUNDIR_TAKEN)) != 0)
+	if (!ready && strncmp(file, RUNDIR_TAKEN, strlen(RUNDIR_TAKEN)) != 0 &&
+	    strncmp(file, RUNDIR_SERVED, strlen(RUNDIR_SERVED)) != 0)
 		return true;
 	if (!parse_which(strchr(file, '-') + 1, &e.pid, &e.start_ticks))
 		return true;
@@ -220,7 +222,7 @@ static bool load_file(struct load *l, int dir, uid_t uid, const char *file)
 		unlinkat(dir, file, 0);
 		return true;
 	}
-	if (!ready || is_known(l->r, e.pid) || (uid && !runs_as(e.pid, uid)) ||
+	if (!ready || registry_knows(l->r, e.pid) || (uid && !runs_as(e.pid, uid)) ||
 	    !read_at(dir, file, text))
 		return true;
 	parse_entry(text, &e);
@@ -366,17 +368,32 @@ static void write_taken(int fd, pid_t by, uint64_t t0_ms, const char *file)
 		return;
 }
 
-int registry_begin(pid_t pid, uint64_t start_ticks)
+/* A locked file. -EBUSY, -ENOENT. */
+static int lock_file(const char *prefix, pid_t pid, uint64_t start_ticks)
 {
 	cleanup_fd int dir = open_own(), fd = -1;
-	struct registry_taken last = {0};
 	char file[64];
 
-	snprintf(file, sizeof(file), RUNDIR_TAKEN "%d-%" PRIu64, (int)pid, start_ticks);
+	snprintf(file, sizeof(file), "%s%d-%" PRIu64, prefix, (int)pid, start_ticks);
 	if (dir >= 0)
 		fd = openat(dir, file, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC,
 			    0600);
-	if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0)
+	if (fd < 0)
+		return -ENOENT;
+	return flock(fd, LOCK_EX | LOCK_NB) < 0 ? -EBUSY : take_fd(&fd);
+}
+
+int registry_serve(pid_t pid, uint64_t start_ticks)
+{
+	return lock_file(RUNDIR_SERVED, pid, start_ticks);
+}
+
+int registry_begin(pid_t pid, uint64_t start_ticks)
+{
+	cleanup_fd int fd = lock_file(RUNDIR_TAKEN, pid, start_ticks);
+	struct registry_taken last = {0};
+
+	if (fd < 0)
 		return -1;
 	registry_taken(pid, start_ticks, &last);
 	write_taken(fd, getpid(), last.t0_ms, last.file);

@@ -39,6 +39,8 @@ void registry_free(struct registry *r);
 
 /* That of a process, if it counts; or NULL. */
 const struct registry_entry *registry_of(const struct registry *r, pid_t pid);
+/* There is one, though it may not count. */
+bool registry_knows(const struct registry *r, pid_t pid);
 /* That of the process that goes on as a daemon when this one ends. */
 const struct registry_entry *registry_heir(const struct registry *r, pid_t pid, uint64_t start);
 
@@ -59,6 +61,8 @@ bool registry_taken(pid_t pid, uint64_t start_ticks, struct registry_taken *ret)
 /* Says that the caller takes the process, until registry_end() or its death. A descriptor, or -1
  * where that cannot be said. */
 int registry_begin(pid_t pid, uint64_t start_ticks);
+/* One "run --pid" is enough. A descriptor to keep; -EBUSY: there is one; -ENOENT: cannot be told. */
+int registry_serve(pid_t pid, uint64_t start_ticks);
 /* file: NULL when there is no image. */
 void registry_end(int fd, uint64_t t0_ms, const char *file);
 

@@ -1,0 +1,276 @@
+#include "cli/cmd_run.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cli/cli.h"
+#include "cli/cmd_restore.h"
+#include "cli/msg.h"
+#include "common/compat.h"
+#include "common/procstat.h"
+#include "common/util.h"
+#include "store/registry.h"
+
+#ifndef SYS_close_range /* Linux 5.9 */
+#define SYS_close_range 436
+#endif
+
+enum {
+	HEIR_MS = 1000, /* how long a daemon is waited for, when what was started has ended */
+	HEIR_LOOK_MS = 20,
+	QUICK_S = 10, /* who ends within this has not got far */
+	MAX_QUICK = 5, /* such ends in a row: it is no use */
+};
+
+/* ---- what goes on in another process --------------------------------------------------------- */
+
+/* A program that ends may have left itself behind as a daemon: with our supervision. */
+static bool find_heir(struct run_program *p)
+{
+	const struct timespec moment = {.tv_nsec = HEIR_LOOK_MS * 1000000};
+
+	for (int ms = 0; ms < HEIR_MS; ms += HEIR_LOOK_MS) {
+		struct registry r;
+		const struct registry_entry *e;
+		bool found = false;
+
+		if (registry_load(&r) < 0)
+			return false;
+		if ((e = registry_heir(&r, p->pid, p->start_ticks))) {
+			*p = (struct run_program){
+				.child = e->pid, .pid = e->pid, .start_ticks = e->start_ticks};
+			found = true;
+		}
+		registry_free(&r);
+		if (found)
+			return true;
+		nanosleep(&moment, NULL);
+	}
+	return false;
+}
+
+/* ---- beside a process that runs ---------------------------------------------------------------- */
+
+/* Until the process ends, or a signal comes. */
+static int watch(struct run_service *s, int signals)
+{
+	struct signalfd_siginfo si;
+
+	for (;;) {
+		cleanup_fd int pidfd = (int)syscall(SYS_pidfd_open, s->program.pid, 0);
+		struct pollfd p[] = {{.fd = pidfd, .events = POLLIN},
+				     {.fd = signals, .events = POLLIN}};
+
+		if (pidfd >= 0 && !procstat_is(s->program.pid, s->program.start_ticks))
+			p[0].revents = POLLIN;
+		while (pidfd >= 0 && !p[0].revents) {
+			if (poll(p, ARRAY_SIZE(p), run_service_tick(s)) < 0 && errno != EINTR)
+				return EXIT_FAILED;
+			if (!p[1].revents || read(signals, &si, sizeof(si)) != sizeof(si))
+				continue;
+			if (si.ssi_signo == SIGUSR1)
+				s->wanted = true;
+			else if (si.ssi_signo != SIGCHLD)
+				return EXIT_DONE;
+		}
+		if (!find_heir(&s->program))
+			return EXIT_DONE;
+		s->looked_ns = s->beacon = 0;
+	}
+}
+
+static int run_beside(const struct run_args *a, const sigset_t *set)
+{
+	struct run_program p = {.pid = a->pid, .start_ticks = a->start_ticks};
+	struct run_service s;
+	struct procstat stat;
+	cleanup_fd int served = -1;
+
+	/* What the program has open is not for us to keep open. */
+	if (a->background)
+		syscall(SYS_close_range, STDERR_FILENO + 1, ~0U, 0);
+	if (procstat_read(a->pid, &stat) < 0 ||
+	    (p.start_ticks && stat.start_ticks != p.start_ticks)) {
+		msg_error("cannot look after process %d: there is none", (int)a->pid);
+		return EXIT_FAILED;
+	}
+	p.start_ticks = stat.start_ticks;
+	served = registry_serve(p.pid, p.start_ticks);
+	if (served == -EBUSY && a->background)
+		return EXIT_DONE;
+	if (served == -EBUSY) {
+		msg_error("cannot look after process %d: another 'run --pid' does", (int)a->pid);
+		return EXIT_FAILED;
+	}
+	cleanup_fd int signals = signalfd(-1, set, SFD_CLOEXEC | SFD_NONBLOCK);
+	run_service_begin(&s, a, &p);
+	if (a->background)
+		run_service_detach(&s);
+	int code = watch(&s, signals);
+	run_service_end(&s);
+	return code;
+}
+
+/* ---- a command --------------------------------------------------------------------------------- */
+
+struct supervisor {
+	struct run_service service;
+	struct run_program program;
+};
+
+/* Orphans of the program come to us: nobody asks for their status. */
+static void reap_orphans(const struct supervisor *v)
+{
+	siginfo_t si;
+
+	for (;;) {
+		si.si_pid = 0;
+		if (waitid(P_ALL, 0, &si, WEXITED | WNOHANG | WNOWAIT) < 0 || !si.si_pid ||
+		    si.si_pid == v->program.child || si.si_pid == v->service.at_work)
+			return;
+		waitpid(si.si_pid, NULL, WNOHANG);
+	}
+}
+
+static int tick(void *arg)
+{
+	struct supervisor *v = arg;
+	int wait_ms = run_service_tick(&v->service);
+
+	reap_orphans(v);
+	return wait_ms;
+}
+
+/* Until it has ended, and whatever it has become. False: it cannot be told how it ended. */
+static bool stand_in(const struct run_args *a, struct run_program *p, bool *ret_told,
+		     int *ret_status)
+{
+	static const volatile sig_atomic_t early;
+	struct supervisor v = {.program = *p};
+	struct restore_front f = {.tick = tick, .tick_arg = &v};
+	bool known;
+
+	front_begin(&f);
+	do {
+		struct restore_watch w = {.child = v.program.child,
+					  .pidfd = (int)syscall(SYS_pidfd_open, v.program.child, 0),
+					  .events = -1};
+
+		run_service_begin(&v.service, a, &v.program);
+		known = front_wait(&f, &w, v.program.child, &early, ret_status);
+		run_service_end(&v.service);
+	} while (known && WIFEXITED(*ret_status) && !WEXITSTATUS(*ret_status) &&
+		 waitpid(-1, NULL, WNOHANG) >= 0 && find_heir(&v.program));
+	*ret_told = f.told_to_end;
+	if (f.tty >= 0)
+		close(f.tty);
+	return known;
+}
+
+/* -1: it runs. */
+static int bring_up(const struct run_args *a, struct run_program *p)
+{
+	bool found = false;
+	int sig = 0, code = 0;
+
+	if (a->restore_or_start)
+		code = run_program_restore(a, p, &found, &sig);
+	if (sig) {
+		sigset_t set;
+
+		signal(sig, SIG_DFL);
+		raise(sig);
+		run_signals(&set);
+		sigprocmask(SIG_UNBLOCK, &set, NULL);
+	}
+	if (code == 0 && !found) {
+		if (a->restore_or_start && !a->quiet)
+			msg_info("there is no image of '%s': starting it", a->name);
+		code = run_program_start(a, p);
+	}
+	return code ? code : -1;
+}
+
+/* A signal that wants an end ends the wait. */
+static bool pause_before_restart(uint64_t lived_s)
+{
+	const struct timespec t = {.tv_sec = lived_s ? 0 : 1};
+	sigset_t set;
+
+	run_signals(&set);
+	sigdelset(&set, SIGCHLD);
+	sigdelset(&set, SIGUSR1);
+	return sigtimedwait(&set, NULL, &t) < 0;
+}
+
+static int run_command(const struct run_args *a)
+{
+	struct run_program p;
+	unsigned nr_quick = 0;
+	int status;
+	bool told;
+
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	/* The agent need not ask for snapshots, nor whoever restores it. */
+	setenv("UFFD_SNAP_SUPERVISED", "1", 1);
+	for (;;) {
+		int code = bring_up(a, &p);
+		uint64_t start = now_ns();
+
+		if (code >= 0)
+			return code;
+		if (!stand_in(a, &p, &told, &status))
+			return EXIT_FAILED;
+		if (!a->restart || told || (WIFEXITED(status) && !WEXITSTATUS(status)))
+			return front_end_as(status);
+		uint64_t lived_s = (now_ns() - start) / 1000000000;
+
+		nr_quick = lived_s < QUICK_S ? nr_quick + 1 : 0;
+		if (WIFSIGNALED(status))
+			msg_error("'%s' died of signal %d", a->name, WTERMSIG(status));
+		else
+			msg_error("'%s' ended with exit status %d", a->name, WEXITSTATUS(status));
+		if (nr_quick == MAX_QUICK)
+			msg_error(
+				"cannot keep '%s' running: it ended %d times in a row within %d s",
+				a->name, MAX_QUICK, QUICK_S);
+		if (nr_quick == MAX_QUICK || !pause_before_restart(lived_s))
+			return front_end_as(status);
+	}
+}
+
+static int run(int argc, char **argv)
+{
+	struct run_args a;
+	sigset_t set;
+	int code = run_args_parse(argc, argv, &a);
+
+	if (code >= 0)
+		return code;
+	if (a.quiet)
+		msg_set_level(MSG_QUIET);
+	/* Whoever started us may ignore it: then nobody could wait for anything. */
+	signal(SIGCHLD, SIG_DFL);
+	run_signals(&set);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	code = a.pid ? run_beside(&a, &set) : run_command(&a);
+	run_args_free(&a);
+	return code;
+}
+
+const struct cli_command cmd_run = {
+	.name = "run",
+	.args = "[OPTION]... [--] COMMAND [ARGUMENT]...",
+	.summary = "run a program, take snapshots of it, bring it back",
+	.help = run_args_help,
+	.run = run,
+};

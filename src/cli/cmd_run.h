@@ -1,0 +1,109 @@
+/*
+ * "uffd-snap run": starts a program, or brings it back, stands in for it, and
+ * has snapshots of it taken. The parts:
+ *
+ *	run_args.c     what was asked
+ *	run_program.c  the program: started, or restored
+ *	run_service.c  snapshots and what they leave, as children of ours
+ *	cmd_run.c      all of it together, and "run --pid"
+ *
+ * One thread. Signals are blocked from the beginning and read from a descriptor.
+ */
+#ifndef USNAP_CLI_CMD_RUN_H
+#define USNAP_CLI_CMD_RUN_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "common/err.h"
+#include "store/store.h"
+
+enum {
+	RUN_MAX_PASSED = 64,
+	RUN_SIGNAL_LOOK_MS = 250 /* how often it is looked whether a signal has asked */
+};
+
+/* Arguments for another command, each with its value: "--keep-last=5". */
+struct run_passed {
+	char *arg[RUN_MAX_PASSED];
+	size_t nr;
+};
+
+struct run_args {
+	char name[STORE_NAME_MAX + 1]; /* "": of the process */
+	char *store; /* absolute; NULL: the usual one */
+	uint64_t every_s; /* 0: not by the clock */
+	bool on_signal; /* UFFD_SNAP_SIGNAL */
+	bool restore_or_start, restart, no_agent, background, quiet;
+	struct run_passed snapshot, prune, restore;
+	pid_t pid; /* --pid, or 0 */
+	uint64_t start_ticks; /* of it; 0: whatever it is now */
+	char **command; /* NULL with --pid */
+};
+
+/* Returns -1, or the exit status to end with: usage errors are printed. */
+int run_args_parse(int argc, char **argv, struct run_args *ret);
+void run_args_free(struct run_args *a);
+extern const char run_args_help[];
+
+/* ---- run_program.c ---- */
+
+struct run_program {
+	pid_t child; /* of ours: the program, or the restore that stands in for it */
+	pid_t pid; /* the program */
+	uint64_t start_ticks; /* of the program */
+};
+
+/* As a shell tells of a command that it cannot run. */
+enum {
+	EXIT_CANNOT_RUN = 126,
+	EXIT_NOT_FOUND = 127
+};
+
+/* 0, or the exit status to end with: what went wrong is printed. */
+int run_program_start(const struct run_args *a, struct run_program *ret);
+/* The newest good image. 0: *ret_found says whether there was one. Or the exit status; *ret_signal:
+ * not 0: interrupted by it. */
+int run_program_restore(const struct run_args *a, struct run_program *ret, bool *ret_found,
+			int *ret_signal);
+/* The signals that are read from a descriptor. */
+void run_signals(sigset_t *ret);
+
+/* ---- run_service.c ---- */
+
+struct run_service {
+	const struct run_args *args;
+	struct run_program program;
+	char name[STORE_NAME_MAX + 1];
+	uint64_t next_ns; /* CLOCK_MONOTONIC */
+	bool wanted; /* one more, now */
+	pid_t at_work; /* child that takes or prunes, or 0 */
+	bool prunes;
+	uint64_t beacon, asked, looked_ns; /* the agent's count */
+	/* With --background: the standard error of the process as it was once. */
+	bool messages;
+	dev_t messages_dev;
+	ino_t messages_ino;
+};
+
+void run_service_begin(struct run_service *s, const struct run_args *a,
+		       const struct run_program *p);
+/* As restore_front.tick; arg: struct run_service. */
+int run_service_tick(void *arg);
+/* Waits for what is being done. */
+void run_service_end(struct run_service *s);
+/* "--pid" lets go of what it has from the process that started it. */
+void run_service_detach(struct run_service *s);
+
+/* ---- children ---- */
+
+/* This program with other arguments, NULL at the end. error_fd: its standard error, or -1 for ours.
+ * keep_fd: inherited, or -1; then standard input and output are as well. Returns the PID or negative
+ * errno. */
+pid_t run_self(const char *const argv[], int error_fd, int keep_fd);
+/* Waits for the end. Returns its status, or -1. */
+int run_reap(pid_t pid);
+
+#endif

@@ -1,0 +1,340 @@
+/* The program: started with the agent, or brought back from the newest image that is good. */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+
+#include "cli/cli.h"
+#include "cli/cmd_run.h"
+#include "cli/msg.h"
+#include "cli/refs.h"
+#include "common/io.h"
+#include "common/procstat.h"
+#include "common/util.h"
+#include "store/links.h"
+#include "store/storelock.h"
+
+extern char **environ;
+
+void run_signals(sigset_t *ret)
+{
+	static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGCHLD};
+
+	sigemptyset(ret);
+	for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
+		sigaddset(ret, signals[i]);
+}
+
+/* ---- children ------------------------------------------------------------------------------ */
+
+pid_t run_self(const char *const argv[], int error_fd, int keep_fd)
+{
+	posix_spawn_file_actions_t files;
+	posix_spawnattr_t attr;
+	sigset_t none;
+	pid_t pid;
+
+	sigemptyset(&none);
+	posix_spawnattr_init(&attr);
+	posix_spawnattr_setsigmask(&attr, &none);
+	posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGMASK);
+	posix_spawn_file_actions_init(&files);
+	if (keep_fd >= 0) {
+		posix_spawn_file_actions_adddup2(&files, keep_fd, keep_fd);
+	} else {
+		posix_spawn_file_actions_addopen(&files, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+		posix_spawn_file_actions_addopen(&files, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
+	}
+	if (error_fd >= 0)
+		posix_spawn_file_actions_adddup2(&files, error_fd, STDERR_FILENO);
+	int r = posix_spawn(&pid, "/proc/self/exe", &files, &attr, (char **)argv, environ);
+
+	posix_spawn_file_actions_destroy(&files);
+	posix_spawnattr_destroy(&attr);
+	return r ? -r : pid;
+}
+
+int run_reap(pid_t pid)
+{
+	int status;
+
+	while (waitpid(pid, &status, 0) < 0)
+		if (errno != EINTR)
+			return -1;
+	return status;
+}
+
+/* ---- started ------------------------------------------------------------------------------- */
+
+static char *own_directory(void)
+{
+	char *path;
+
+	if (io_readlink_at(AT_FDCWD, "/proc/self/exe", &path) < 0)
+		return NULL;
+	char *slash = strrchr(path, '/');
+
+	if (slash)
+		*slash = '\0';
+	return path;
+}
+
+/* Where it was built, and where it is installed. The caller frees; NULL: nowhere. */
+static char *find_agent(void)
+{
+	static const char *const places[] = {"", "/../lib", "/../lib64", "/../lib/x86_64-linux-gnu",
+					     "/../lib/aarch64-linux-gnu"};
+	cleanup_free char *dir = own_directory();
+	char *path;
+
+	for (size_t i = 0; dir && i < ARRAY_SIZE(places); i++) {
+		cleanup_free char *file = NULL;
+
+		if (asprintf(&file, "%s%s/libuffd-snap-agent.so", dir, places[i]) < 0)
+			file = NULL;
+		/* Without "..": the program may change its root. */
+		if (file && access(file, R_OK) == 0 && (path = realpath(file, NULL)))
+			return path;
+	}
+	return NULL;
+}
+
+static int set_environment(const struct run_args *a, const char *agent)
+{
+	const char *others = getenv("LD_PRELOAD");
+	cleanup_free char *preload = NULL, *dir = own_directory(), *command = NULL;
+	int r = 0;
+
+	/* Snapshots are our business. */
+	unsetenv("UFFD_SNAP_EVERY");
+	unsetenv("UFFD_SNAP_KEEP");
+	if (a->store)
+		r |= setenv("UFFD_SNAP_STORE", a->store, 1);
+	if (!agent)
+		return r;
+	if (asprintf(&preload, "%s%s%s", agent, others && *others ? ":" : "",
+		     others ? others : "") < 0)
+		preload = NULL;
+	if (dir && asprintf(&command, "%s/uffd-snap", dir) < 0)
+		command = NULL;
+	r |= !preload || setenv("LD_PRELOAD", preload, 1);
+	r |= setenv("UFFD_SNAP_NAME", a->name, 1);
+	if (command && access(command, X_OK) == 0)
+		r |= setenv("UFFD_SNAP_COMMAND", command, 0);
+	return r;
+}
+
+__attribute__((noreturn)) static void become(const struct run_args *a, const char *agent, int tell)
+{
+	sigset_t none;
+	int error;
+
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	errno = ENOMEM;
+	if (set_environment(a, agent) == 0)
+		execvp(a->command[0], a->command);
+	error = errno;
+	io_write_full(tell, &error, sizeof(error));
+	_exit(EXIT_CANNOT_RUN);
+}
+
+int run_program_start(const struct run_args *a, struct run_program *ret)
+{
+	cleanup_free char *agent = a->no_agent ? NULL : find_agent();
+	int tell[2], error = 0;
+	struct procstat stat;
+
+	if (!agent && !a->no_agent) {
+		struct usnap_err err = {0};
+
+		usnap_fail(&err, -ENOENT,
+			   "cannot run '%s': the agent, libuffd-snap-agent.so, is not found",
+			   a->command[0]);
+		usnap_hint(&err, "install it beside this command, or use --no-agent");
+		msg_failure(&err);
+		return EXIT_CANNOT_RUN;
+	}
+	if (pipe2(tell, O_CLOEXEC) < 0) {
+		msg_error("cannot run '%s': %s", a->command[0], strerror(errno));
+		return EXIT_CANNOT_RUN;
+	}
+	pid_t pid = fork();
+	if (pid == 0)
+		become(a, agent, tell[1]);
+	if (pid < 0)
+		error = errno;
+	close(tell[1]);
+	if (pid > 0)
+		/* It says nothing when it has become the program. */
+		while (read(tell[0], &error, sizeof(error)) < 0 && errno == EINTR)
+			;
+	close(tell[0]);
+	if (error) {
+		if (pid > 0)
+			run_reap(pid);
+		msg_error("cannot run '%s': %s", a->command[0], strerror(error));
+		return error == ENOENT ? EXIT_NOT_FOUND : EXIT_CANNOT_RUN;
+	}
+	*ret = (struct run_program){.child = pid, .pid = pid};
+	if (procstat_read(pid, &stat) == 0)
+		ret->start_ticks = stat.start_ticks;
+	return 0;
+}
+
+/* ---- restored ------------------------------------------------------------------------------ */
+
+/* What the restore writes where it believes a file to be. 0: it ended without. */
+static pid_t hear_pid(int fd, pid_t restore, int *ret_signal)
+{
+	struct signalfd_siginfo si;
+	char text[16] = "";
+	size_t len = 0;
+	sigset_t set;
+
+	run_signals(&set);
+	sigdelset(&set, SIGCHLD);
+	sigdelset(&set, SIGUSR1);
+	cleanup_fd int signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	while (len < sizeof(text) - 1 && !strchr(text, '\n')) {
+		struct pollfd p[] = {{.fd = fd, .events = POLLIN},
+				     {.fd = signals, .events = POLLIN}};
+
+		if (poll(p, ARRAY_SIZE(p), -1) < 0 && errno != EINTR)
+			break;
+		if (p[1].revents & POLLIN && read(signals, &si, sizeof(si)) == sizeof(si)) {
+			*ret_signal = (int)si.ssi_signo;
+			/* It undoes what it has done. */
+			kill(restore, *ret_signal);
+		}
+		if (!p[0].revents)
+			continue;
+		ssize_t n = read(fd, text + len, sizeof(text) - 1 - len);
+
+		if (n <= 0)
+			break;
+		len += (size_t)n;
+		text[len] = '\0';
+	}
+	return (pid_t)strtol(text, NULL, 10);
+}
+
+enum outcome {
+	RUNS,
+	DAMAGED,
+	FAILED
+};
+
+static enum outcome restore_one(const struct run_args *a, const char *ref, struct run_program *ret,
+				int *ret_signal)
+{
+	char file[32];
+	const char *argv[RUN_MAX_PASSED + 16] = {"uffd-snap", "restore", "-q", "--pidfile", file};
+	size_t n = 5;
+	int pipe_[2];
+	struct procstat stat;
+
+	if (pipe2(pipe_, O_CLOEXEC) < 0)
+		return FAILED;
+	snprintf(file, sizeof(file), "/proc/self/fd/%d", pipe_[1]);
+	if (a->store) {
+		argv[n++] = "--store";
+		argv[n++] = a->store;
+	}
+	for (size_t i = 0; i < a->restore.nr; i++)
+		argv[n++] = a->restore.arg[i];
+	argv[n++] = "--";
+	argv[n++] = ref;
+	argv[n] = NULL;
+	pid_t child = run_self(argv, -1, pipe_[1]);
+
+	close(pipe_[1]);
+	pid_t pid = child > 0 ? hear_pid(pipe_[0], child, ret_signal) : 0;
+
+	close(pipe_[0]);
+	if (child < 0) {
+		msg_error("cannot restore '%s': %s", ref, strerror(-child));
+		return FAILED;
+	}
+	if (pid <= 0) {
+		int status = run_reap(child);
+
+		return WIFEXITED(status) && WEXITSTATUS(status) == EXIT_DAMAGED ? DAMAGED : FAILED;
+	}
+	*ret = (struct run_program){.child = child, .pid = pid};
+	if (procstat_read(pid, &stat) == 0)
+		ret->start_ticks = stat.start_ticks;
+	return RUNS;
+}
+
+static enum outcome try_each(const struct run_args *a, const struct store_images *images,
+			     const struct store_link *links, struct run_program *ret,
+			     int *ret_signal)
+{
+	char ref[STORE_NAME_MAX + STORE_ID_LEN + 2];
+
+	for (size_t i = images->nr; i--;) {
+		enum outcome o = DAMAGED;
+
+		snprintf(ref, sizeof(ref), "%s@%s", a->name, images->image[i].id);
+		if (!links[i].readable)
+			msg_error("%s", links[i].why);
+		else if (links[i].nr_missing)
+			msg_error("cannot restore '%s': it needs image %s, which is missing", ref,
+				  links[i].missing);
+		else
+			o = restore_one(a, ref, ret, ret_signal);
+		if (o == RUNS && !a->quiet)
+			msg_info("brought back '%s' as process %d", ref, (int)ret->pid);
+		if (o != DAMAGED)
+			return o;
+		msg_error("skipped: '%s'", ref);
+	}
+	return DAMAGED;
+}
+
+int run_program_restore(const struct run_args *a, struct run_program *ret, bool *ret_found,
+			int *ret_signal)
+{
+	struct usnap_err err = {0};
+	struct store *store = NULL;
+	struct store_lock *lock = NULL;
+	struct store_images images = {0};
+	struct store_link *links = NULL;
+	enum outcome o = DAMAGED;
+	int r = refs_open_store(&store, a->store, &err);
+
+	*ret_found = false;
+	*ret_signal = 0;
+	if (r == 0)
+		r = store_lock(&lock, store, a->name, STORE_READ, NULL, &err);
+	if (r == 0 && (r = store_scan(store, a->name, &images, &err)) == 0)
+		r = store_links_load(store, a->name, &images, &links, &err);
+	if (r == 0)
+		o = try_each(a, &images, links, ret, ret_signal);
+	if (links)
+		store_links_free(links, images.nr);
+	store_images_free(&images);
+	store_unlock(lock);
+	store_close(store);
+	if (r < 0 && r != -ENOENT)
+		return msg_failure(&err);
+	if (o == FAILED) {
+		/* What is in the image may be all that there is of the data: nothing is put in its
+		 * place unless somebody says so. */
+		usnap_fail(&err, -EIO, "cannot bring back '%s', and it is not started anew",
+			   a->name);
+		usnap_hint(&err, "to have it start anew, remove its images: uffd-snap rm --all %s",
+			   a->name);
+		if (!*ret_signal)
+			msg_failure(&err);
+		return EXIT_FAILED;
+	}
+	*ret_found = o == RUNS;
+	return 0;
+}

@@ -1,0 +1,219 @@
+/*
+ * Snapshots that "run" takes: "uffd-snap snapshot" as a child, and when it is
+ * through, "uffd-snap prune". One at a time; when the next is due before that,
+ * it comes right after.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "cli/cmd_run.h"
+#include "cli/msg.h"
+#include "cli/readiness.h"
+#include "common/compat.h"
+#include "common/procstat.h"
+#include "common/util.h"
+
+#define NS_PER_S UINT64_C(1000000000)
+#define NS_PER_MS UINT64_C(1000000)
+
+/* ---- the standard error of another process ---------------------------------------------------- */
+
+/* Of the process that is looked after; the caller closes. */
+static int their_stderr(const struct run_service *s)
+{
+	cleanup_fd int pidfd = (int)syscall(SYS_pidfd_open, s->program.pid, 0);
+
+	return pidfd < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, pidfd, STDERR_FILENO, 0);
+}
+
+/* -1 when it is another file by now: it may be the program's data. */
+static int messages(const struct run_service *s)
+{
+	cleanup_fd int fd = s->messages ? their_stderr(s) : -1;
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st) < 0 || st.st_dev != s->messages_dev ||
+	    st.st_ino != s->messages_ino)
+		return -1;
+	return take_fd(&fd);
+}
+
+void run_service_detach(struct run_service *s)
+{
+	cleanup_fd int theirs = their_stderr(s), null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	struct stat st;
+
+	if (theirs >= 0 && fstat(theirs, &st) == 0) {
+		s->messages = true;
+		s->messages_dev = st.st_dev;
+		s->messages_ino = st.st_ino;
+	}
+	/* Whoever waits for the end of a pipe or a terminal does not wait for this. */
+	for (int fd = STDIN_FILENO; null >= 0 && fd <= STDERR_FILENO; fd++)
+		dup2(null, fd);
+	setsid();
+	if (chdir("/") < 0)
+		return;
+}
+
+/* ---- at work ------------------------------------------------------------------------------- */
+
+static void begin_child(struct run_service *s, const char **argv, const char *what)
+{
+	cleanup_fd int fd = messages(s);
+	pid_t pid = run_self(argv, fd, -1);
+
+	if (pid < 0)
+		msg_error("cannot %s process %d: %s", what, (int)s->program.pid, strerror(-pid));
+	s->at_work = pid < 0 ? 0 : pid;
+}
+
+static size_t add_common(const struct run_service *s, const struct run_passed *passed,
+			 const char **argv, size_t n)
+{
+	argv[n++] = "-q";
+	argv[n++] = "--skip-if-busy";
+	if (s->args->store) {
+		argv[n++] = "--store";
+		argv[n++] = s->args->store;
+	}
+	for (size_t i = 0; i < passed->nr; i++)
+		argv[n++] = passed->arg[i];
+	return n;
+}
+
+static void snapshot(struct run_service *s)
+{
+	const char *argv[RUN_MAX_PASSED + 16] = {"uffd-snap", "snapshot"};
+	char which[64];
+	size_t n = add_common(s, &s->args->snapshot, argv, 2);
+
+	/* The PID alone may be another's in a moment. */
+	snprintf(which, sizeof(which), "%d:%" PRIu64, (int)s->program.pid, s->program.start_ticks);
+	argv[n++] = "--name";
+	argv[n++] = s->name;
+	argv[n++] = which;
+	argv[n] = NULL;
+	s->wanted = false;
+	s->prunes = false;
+	begin_child(s, argv, "take");
+}
+
+static void prune(struct run_service *s)
+{
+	const char *argv[RUN_MAX_PASSED + 16] = {"uffd-snap", "prune"};
+	size_t n = add_common(s, &s->args->prune, argv, 2);
+
+	argv[n++] = s->name;
+	argv[n] = NULL;
+	s->prunes = true;
+	begin_child(s, argv, "prune the images of");
+}
+
+static void reap(struct run_service *s)
+{
+	int status;
+	pid_t pid = s->at_work ? waitpid(s->at_work, &status, WNOHANG) : 0;
+
+	if (!pid || (pid < 0 && errno == EINTR))
+		return;
+	s->at_work = 0;
+	if (pid > 0 && !s->prunes && s->args->prune.nr && WIFEXITED(status) && !WEXITSTATUS(status))
+		prune(s);
+}
+
+/* ---- on a signal --------------------------------------------------------------------------- */
+
+static bool read_asked(const struct run_service *s, uint64_t *ret)
+{
+	struct agent_found found;
+
+	if (!s->beacon || agent_look(s->program.pid, s->beacon, &found) <= 0)
+		return false;
+	*ret = found.block.asked;
+	return true;
+}
+
+/* The agent of a program that was exec()ed lies elsewhere, and counts anew. */
+static bool find_agent(struct run_service *s)
+{
+	struct agent_found found;
+	uint64_t now = now_ns();
+
+	if (s->looked_ns && now - s->looked_ns < NS_PER_S)
+		return false;
+	s->looked_ns = now;
+	s->beacon = 0;
+	if (!readiness_agent(s->program.pid, 0, &found))
+		return false;
+	s->beacon = found.beacon;
+	/* When we began with the program, all that it has counted is since then. */
+	if (found.block.restored || (s->args->pid && !s->args->background))
+		s->asked = found.block.asked;
+	else
+		s->asked = 0;
+	return true;
+}
+
+static void look_at_signal(struct run_service *s)
+{
+	uint64_t asked;
+
+	if (!read_asked(s, &asked) && !(find_agent(s) && read_asked(s, &asked)))
+		return;
+	if (asked != s->asked)
+		s->wanted = true;
+	s->asked = asked;
+}
+
+/* ---- time ---------------------------------------------------------------------------------- */
+
+void run_service_begin(struct run_service *s, const struct run_args *a, const struct run_program *p)
+{
+	struct procstat stat;
+
+	*s = (struct run_service){.args = a, .program = *p};
+	s->next_ns = now_ns() + a->every_s * NS_PER_S;
+	if (*a->name)
+		snprintf(s->name, sizeof(s->name), "%s", a->name);
+	else if (!(readiness_of(NULL, p->pid, true, s->name) && *s->name))
+		store_name_from(procstat_read(p->pid, &stat) == 0 ? stat.comm : "", s->name);
+}
+
+int run_service_tick(void *arg)
+{
+	struct run_service *s = arg;
+	uint64_t every = s->args->every_s * NS_PER_S, now;
+	int wait_ms = s->args->on_signal ? RUN_SIGNAL_LOOK_MS : -1;
+
+	reap(s);
+	if (s->args->on_signal)
+		look_at_signal(s);
+	now = now_ns();
+	if (every && now >= s->next_ns) {
+		s->wanted = true;
+		s->next_ns += (now - s->next_ns) / every * every + every;
+	}
+	if (s->wanted && !s->at_work)
+		snapshot(s);
+	if (every) {
+		uint64_t left_ms = (s->next_ns - now) / NS_PER_MS + 1;
+
+		if (wait_ms < 0 || left_ms < (uint64_t)wait_ms)
+			wait_ms = (int)MIN(left_ms, (uint64_t)3600000);
+	}
+	return wait_ms;
+}
+
+void run_service_end(struct run_service *s)
+{
+	if (s->at_work)
+		run_reap(s->at_work);
+	s->at_work = 0;
+}
