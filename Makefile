@@ -127,6 +127,8 @@ $(B)/uffd-snap-test.a: $(filter-out $(B)/src/cli/main.o,$(OBJS))
 $(UNIT): $(B)/tests/unit/%: $(B)/tests/unit/%.o $(B)/uffd-snap-test.a
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ $(shell $(PKG_CONFIG) --libs criterion) $(LIBS) -lm
 
+$(B)/tests/unit/test_gate: $(B)/src/agent/gate.o $(B)/src/agent/gatecall.o
+
 $(WORKLOADS): $(B)/tests/workloads/%: $(B)/tests/workloads/%.o
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ -lm
 

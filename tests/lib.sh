@@ -17,10 +17,11 @@ TESTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 TOP=$(dirname "$TESTS")
 B=${B:-$TOP/build}
 UFFD_SNAP=${UFFD_SNAP:-$B/uffd-snap}
+AGENT=${AGENT:-$B/libuffd-snap-agent.so}
 WORKLOADS=$B/tests/workloads
 BENCHES=$B/tests/bench
 CHECKERS=$B/tests/checkers
-export TESTS TOP B UFFD_SNAP WORKLOADS BENCHES CHECKERS
+export TESTS TOP B UFFD_SNAP AGENT WORKLOADS BENCHES CHECKERS
 
 _pids=()
 _own_dir=
@@ -113,13 +114,15 @@ wait_until() {
 	done
 }
 
-# start_workload NAME [ARG]...: one of tests/workloads; returns when it has
-# printed "ready". PID in $started, its output in NAME.out.
+# start_workload NAME [ARG]...: one of tests/workloads, in the environment
+# "${workload_env[@]}"; returns when it has printed "ready". PID in $started,
+# its output in NAME.out.
+workload_env=()
 start_workload() {
 	local name=$1
 	shift
 	: >"$name.out"
-	"$WORKLOADS/$name" "$@" >"$name.out" 2>"$name.err" </dev/null &
+	env "${workload_env[@]}" "$WORKLOADS/$name" "$@" >"$name.out" 2>"$name.err" </dev/null &
 	started=$!
 	_pids+=("$started")
 	wait_until 60 _ready "$name" "$started"

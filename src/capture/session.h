@@ -116,8 +116,7 @@ struct capture {
 
 	_Atomic bool torn, failed;
 	_Atomic bool sweep_done;
-	_Atomic bool
-		pristine_checked; /* what was not copied because a file holds it is as it was */
+	_Atomic bool pristine_checked; /* regions_check_pristine() has been passed */
 	_Atomic bool remaps; /* the target was seen to call mremap() */
 	pthread_mutex_t state_lock; /* torn_reason, failure */
 	struct usnap_err failure; /* of the fault or sweep thread */
