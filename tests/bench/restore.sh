@@ -59,7 +59,7 @@ for ((i = 0; i < n; i++)); do
 	echo $(($(now) - from)) >>decoded
 	"$BENCHES/freshmem" "$bytes" >>filled
 done
-paste decoded filled | awk '{print $1 + $2}' >both
+paste decoded filled | awk '{printf "%.0f\n", $1 + $2}' >both
 echo "redis-server, $keys keys, $human resident; image $(($(stat -c %s r.usnap) >> 20)) MiB, RDB $(($(stat -c %s \
 	"$dir/dump.rdb") >> 20)) MiB; files in the page cache; $n runs in turns; median (least ... most)."
 echo

@@ -269,10 +269,16 @@ static void note_latency(uint64_t ns, uint64_t now)
 	nr_ops++;
 	if (ns > longest_ns)
 		longest_ns = ns;
-	if (ns > opt.log_floor_ns) {
-		slow[nr_slow % MAX_LOG].end_ns = now;
-		slow[nr_slow++ % MAX_LOG].ns = ns;
+	if (ns <= opt.log_floor_ns)
+		return;
+	/* Of a millisecond the longest: a log of minutes has room for all. */
+	if (nr_slow && now / 1000000 == slow[(nr_slow - 1) % MAX_LOG].end_ns / 1000000) {
+		if (ns > slow[(nr_slow - 1) % MAX_LOG].ns)
+			slow[(nr_slow - 1) % MAX_LOG].ns = ns;
+		return;
 	}
+	slow[nr_slow % MAX_LOG].end_ns = now;
+	slow[nr_slow++ % MAX_LOG].ns = ns;
 }
 
 static void receive(struct client *c)
