@@ -260,8 +260,7 @@ struct usnap_checkpoint_options {
  * does: 0 in the process that goes on, and 1, some other day, in each that is
  * restored from the image. NULL: a snapshot into the usual store.
  *
- *	-EBUSY      another thread is in here, or the last one without waiting
- *	            has not ended
+ *	-EBUSY      another thread is in here
  *	-ENOENT     there is no command uffd-snap
  *	-ECANCELED  there is no image: the error says why
  *	-EINVAL     a wrong option
