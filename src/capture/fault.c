@@ -330,10 +330,6 @@ static enum served serve_missing(struct capture *c, uint64_t addr)
 	bool known = find_segment(c, addr, &s);
 	uint64_t len = PAGE_BYTES, done = 0;
 
-	if (asks_is_doorbell(c, addr)) {
-		asks_ring(c, addr);
-		return SERVED;
-	}
 	if (known && c->phase == PHASE_PRESERVE && !c->torn) {
 		uint64_t key = s.key + (addr - s.start);
 		const struct chunk *ch = pageset_chunk(c->pages, key, false);
@@ -371,6 +367,10 @@ static enum served serve_missing(struct capture *c, uint64_t addr)
 
 static void serve(struct capture *c, struct deferred d)
 {
+	if (!d.wp && asks_is_doorbell(c, d.addr)) {
+		asks_ring(c, d.addr);
+		return;
+	}
 	enum served r = d.wp ? serve_wp(c, d.addr) : serve_missing(c, d.addr);
 
 	if (r != SERVED) {
