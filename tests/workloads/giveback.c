@@ -1,6 +1,7 @@
 /*
- * giveback MIB: so much memory from malloc(), in blocks of 256 KiB. Freed at
- * SIGUSR1, all at once: "freed", then. Shows what of it was returned.
+ * giveback MIB [END]: so much memory from malloc(), in blocks of 256 KiB.
+ * Freed at SIGUSR1, all at once: "freed", then. At SIGUSR2 it ends instead, by
+ * END: return, _exit or exec (of true(1)).
  */
 #include <malloc.h>
 #include <signal.h>
@@ -23,6 +24,7 @@ int main(int argc, char **argv)
 
 	sigemptyset(&set);
 	sigaddset(&set, SIGUSR1);
+	sigaddset(&set, SIGUSR2);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	for (size_t i = 0; blocks && i < n; i++) {
 		blocks[i] = malloc(BLOCK);
@@ -34,6 +36,13 @@ int main(int argc, char **argv)
 	puts("ready");
 	fflush(stdout);
 	sigwait(&set, &sig);
+	if (sig == SIGUSR2 && argc > 2) {
+		if (strcmp(argv[2], "_exit") == 0)
+			_exit(0);
+		if (strcmp(argv[2], "exec") == 0)
+			execl("/bin/true", "true", (char *)NULL);
+		return 0;
+	}
 	for (size_t i = 0; blocks && i < n; i++)
 		free(blocks[i]);
 	malloc_trim(0);
