@@ -9,11 +9,15 @@
 #include <stddef.h>
 #include <sys/types.h>
 
+#include "process/target.h"
+
 enum check_state {
 	CHECK_OK,
 	CHECK_MISSING,
 	CHECK_UNKNOWN, /* cannot be found out from here */
 };
+
+#define CHECK_SUSPENDING "suspending seccomp"
 
 struct check {
 	const char *name;
@@ -46,6 +50,8 @@ void check_userfaultfd(struct checks *cs, bool any_target); /* check_uffd.c */
 void check_kernel(struct checks *cs); /* check_kernel.c */
 void check_permissions(struct checks *cs, bool any_target); /* check_kernel.c */
 void check_restore(struct checks *cs); /* check_restore.c */
+void check_filters(struct checks *cs); /* check_filter.c */
+void check_target_filter(struct checks *cs, const struct target *t); /* check_filter.c */
 void check_target(struct checks *cs, pid_t pid); /* check_target.c */
 
 #endif

@@ -44,7 +44,7 @@ static void grant_syscall(struct check *c, const char *since)
 {
 	check_grant(c,
 		    "Linux %s or newer; in a container: a seccomp profile that lets the call "
-		    "through, as with --cap-add SYS_PTRACE",
+		    "through, as docker's own does with --cap-add SYS_PTRACE",
 		    since);
 }
 
@@ -165,7 +165,7 @@ static void check_ptrace(struct checks *cs)
 			grant_syscall(c, "5.13 with CONFIG_RSEQ");
 	}
 
-	c = check_add(cs, "suspending seccomp", false,
+	c = check_add(cs, CHECK_SUSPENDING, false,
 		      "targets under a seccomp filter that forbids the calls a snapshot needs "
 		      "cannot be taken");
 	if (r == 0) {
@@ -266,7 +266,10 @@ static void check_attach(struct checks *cs, unsigned long long caps)
 		check_settle(c, CHECK_MISSING,
 			     "no CAP_SYS_PTRACE, and kernel.yama.ptrace_scope is %d", yama);
 		check_grant(c, "%s%s", grant_ptrace,
-			    yama == 1 ? "; or 'sysctl -w kernel.yama.ptrace_scope=0'" : "");
+			    yama == 1
+				    ? "; or 'sysctl -w kernel.yama.ptrace_scope=0'; or preload the "
+				      "agent into the target, which lets processes of its user"
+				    : "");
 	}
 }
 
@@ -288,19 +291,5 @@ void check_permissions(struct checks *cs, bool any_target)
 		check_settle(c, CHECK_MISSING, "neither CAP_CHECKPOINT_RESTORE nor CAP_SYS_ADMIN");
 		check_grant(c, "run as root, or 'setcap cap_sys_ptrace,cap_checkpoint_restore+ep' "
 			       "on the program");
-	}
-
-	c = check_add(cs, "no seccomp filter here", false,
-		      "the filter may forbid what a snapshot needs; what it forbids shows above");
-	int mode = (int)status_field(self, "\nSeccomp:", 10);
-	if (mode == 0) {
-		check_settle(c, CHECK_OK, "none");
-	} else {
-		check_settle(c, CHECK_MISSING,
-			     "mode %d: this command runs under a filter, as in a "
-			     "container",
-			     mode);
-		check_grant(c, "only if something above is missing: run outside the container, or "
-			       "in one with --security-opt seccomp=unconfined");
 	}
 }

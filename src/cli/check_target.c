@@ -61,5 +61,6 @@ void check_target(struct checks *cs, pid_t pid)
 	}
 	check_settle(c, CHECK_OK, "process %d (%s)", (int)pid, t.comm);
 	check_target_userfaultfd(cs, &t);
+	check_target_filter(cs, &t);
 	target_close(&t);
 }

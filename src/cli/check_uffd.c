@@ -90,12 +90,13 @@ static void settle_access(struct check *c, int by_syscall, int by_device)
 		return;
 	if (by_syscall == -ENOSYS)
 		check_grant(c, "a kernel with CONFIG_USERFAULTFD, and a container whose seccomp "
-			       "profile lets userfaultfd(2) through");
+			       "profile lets userfaultfd(2) through, or with --device "
+			       "/dev/userfaultfd");
 	else
 		check_grant(c, "run as root or with CAP_SYS_PTRACE; or 'sysctl -w "
 			       "vm.unprivileged_userfaultfd=1'; or 'setfacl -m u:USER:rw "
-			       "/dev/userfaultfd'. In a container: a seccomp profile that lets "
-			       "userfaultfd(2) through, as with --cap-add SYS_PTRACE");
+			       "/dev/userfaultfd'. In a container: --device /dev/userfaultfd, or a "
+			       "seccomp profile that lets userfaultfd(2) through");
 }
 
 /* Pages of one kind are registered and protected, as a snapshot does it. The

@@ -177,6 +177,7 @@ static int run_check(int argc, char **argv)
 	check_userfaultfd(&cs, pid == 0);
 	check_kernel(&cs);
 	check_permissions(&cs, pid == 0);
+	check_filters(&cs);
 	if (pid)
 		check_target(&cs, pid);
 	else

@@ -214,10 +214,16 @@ static void limit_threads(const struct pstate *ps, json_t *l)
 			limit_add(l, "shadow-stack", "refuse", "thread %d: uses a shadow stack",
 				  (int)th->tid);
 	}
+	bool whole = seccomp_complete(ps);
+	/* Whatever restores it where this command runs is under them, and so is what it restores. */
+	bool ours = !whole && ps->gadgets.seccomp_harmless;
 	if (filtered)
-		limit_add(l, "seccomp-filter", seccomp_complete(ps) ? "note" : "refuse",
+		limit_add(l, "seccomp-filter", whole || ours ? "note" : "refuse",
 			  "%zu threads run under seccomp filters%s", filtered,
-			  seccomp_complete(ps) ? "" : ", which could not be read");
+			  whole	 ? ""
+			  : ours ? ", those of the container that the snapshot was taken in: they "
+				   "are not in the image"
+				 : ", which could not be read");
 	if (unknown)
 		limit_add(l, "thread-details", "refuse",
 			  "%zu threads (the first is %d) could not be asked for their alternate "

@@ -80,6 +80,7 @@ struct remote_gadgets {
 	int stop_signal; /* ignored by the target when there is no tracer */
 	bool other_pidns; /* the target sees other thread IDs than we do */
 	bool seccomp; /* a filter judges its system calls */
+	bool seccomp_harmless; /* it is our own, and may refuse them but does no more */
 };
 
 struct maps;

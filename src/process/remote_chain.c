@@ -36,10 +36,11 @@ unsigned long trace_options(const struct remote_gadgets *g, pid_t tid, unsigned 
 	return options;
 }
 
-/* A filter that cannot be suspended may answer an unknown call by killing the process. */
+/* A filter that cannot be suspended may answer an unknown call by killing the process: unless it
+ * is known not to (filters.h). */
 bool filter_in_the_way(const struct remote_gadgets *g, unsigned long options)
 {
-	return g->seccomp && !(options & PTRACE_O_SUSPEND_SECCOMP);
+	return g->seccomp && !g->seccomp_harmless && !(options & PTRACE_O_SUSPEND_SECCOMP);
 }
 
 /* Its system calls are dispatched to a handler of its own (as by Wine): ours would be, too. */

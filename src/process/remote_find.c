@@ -15,6 +15,7 @@
 
 #include "common/io.h"
 #include "common/util.h"
+#include "process/filters.h"
 #include "process/maps.h"
 
 static const unsigned char code_syscall_ret[] = {0x0f, 0x05, 0xc3};
@@ -127,7 +128,11 @@ int remote_find_gadgets(struct remote_gadgets *ret, const struct target *t, cons
 				  "cannot make system calls in process %d: it has a shadow stack",
 				  t->pid);
 	uint64_t caught = status_field(status, "\nSigCgt:", 16);
-	g.seccomp = status_field(status, "\nSeccomp:", 10) == 2;
+	struct filters_seen filters;
+	if (filters_look(t, &filters) < 0)
+		return usnap_fail(err, -ESRCH, "cannot snapshot process %d: it has ended", t->pid);
+	g.seccomp = filters.any;
+	g.seccomp_harmless = filters.ours && filters_are_harmless();
 	g.stop_signal = candidates[0];
 	for (size_t i = 0; i < ARRAY_SIZE(candidates); i++)
 		if (!(caught >> (candidates[i] - 1) & 1)) {

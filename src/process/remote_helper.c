@@ -175,7 +175,9 @@ int remote_with_helper(struct tracee *t, const struct target *target,
 			   "cannot make system calls in process %d: it is under a seccomp filter, "
 			   "which might end it for that",
 			   target->pid);
-		return usnap_hint(err, "as root (CAP_SYS_ADMIN) the filter can be suspended");
+		return usnap_hint(err,
+				  "as root (CAP_SYS_ADMIN) and under no filter oneself, as on the "
+				  "host of a container, it can be suspended");
 	}
 	int r = chain_run(&c, b, helper_started, &s);
 	ptrace(PTRACE_SETOPTIONS, t->tid, NULL, NULL);
