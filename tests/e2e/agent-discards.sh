@@ -5,7 +5,7 @@
 . "$TESTS/lib-work.sh"
 
 need jq
-n=$(times 3 100)
+n=$(times 2 100)
 
 # allocator NAME LIBRARY [VAR=VALUE]...: what to preload, and the environment in which it gives
 # memory back at once.
@@ -73,6 +73,7 @@ returned() {
 	printf '%-9s of %d KiB %d are left after they were freed, %d discards held back\n' "$what" \
 		"$before" "$after" "$(stat_of r.usnap asks)"
 	kill -KILL "$work_pid"
+	wait "$work_pid" 2>/dev/null || true
 	rm r.usnap
 }
 
