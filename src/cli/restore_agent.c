@@ -31,7 +31,7 @@ static const char *variable(const char *env, size_t len, const char *name)
 }
 
 /* As the agent would have (service.c): not where "run" has it in hand. */
-static void serve(pid_t pid, uint64_t start_ticks)
+static void serve(pid_t pid, uint64_t start_ticks, const char *name)
 {
 	static const char *const wanted[] = {"UFFD_SNAP_EVERY", "UFFD_SNAP_SIGNAL",
 					     "UFFD_SNAP_KEEP", "UFFD_SNAP_STORE"};
@@ -57,6 +57,10 @@ static void serve(pid_t pid, uint64_t start_ticks)
 			else if (i < 3)
 				unsetenv(wanted[i]);
 		}
+		if (*name)
+			setenv("UFFD_SNAP_NAME", name, 1);
+		else
+			unsetenv("UFFD_SNAP_NAME");
 		snprintf(path, sizeof(path), "/proc/%d/cwd", (int)pid);
 		if (chdir(path) < 0) {
 			/* Only a store with a relative path is looked for from there. */
@@ -96,5 +100,5 @@ void restore_agent(pid_t pid, const char *image)
 	if (registry_add(&e, &err) < 0)
 		msg_warning("%s", err.text);
 	remember(pid, stat.start_ticks, image);
-	serve(pid, stat.start_ticks);
+	serve(pid, stat.start_ticks, e.name);
 }

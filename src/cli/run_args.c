@@ -293,7 +293,8 @@ static int use_environment(struct run_args *a)
 		r = set_every(a, "UFFD_SNAP_EVERY", every);
 	if (r < 0 && !a->prune.nr && keep)
 		r = parse_keep(a, keep);
-	if (r < 0 && !*a->name && !a->pid && name)
+	/* Of a process that looks after another, its own name says nothing of that. */
+	if (r < 0 && !*a->name && (!a->pid || a->background) && name)
 		r = set_name(a, name);
 	if (r < 0 && !a->store && store)
 		r = set_store(a, store);

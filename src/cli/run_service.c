@@ -176,14 +176,17 @@ static void look_at_signal(struct run_service *s)
 
 void run_service_begin(struct run_service *s, const struct run_args *a, const struct run_program *p)
 {
+	struct registry ready = {0};
 	struct procstat stat;
 
 	*s = (struct run_service){.args = a, .program = *p};
 	s->next_ns = now_ns() + a->every_s * NS_PER_S;
 	if (*a->name)
 		snprintf(s->name, sizeof(s->name), "%s", a->name);
-	else if (!(readiness_of(NULL, p->pid, true, s->name) && *s->name))
+	else if (registry_load(&ready) < 0 ||
+		 !(readiness_of(&ready, p->pid, true, s->name) && *s->name))
 		store_name_from(procstat_read(p->pid, &stat) == 0 ? stat.comm : "", s->name);
+	registry_free(&ready);
 }
 
 int run_service_tick(void *arg)

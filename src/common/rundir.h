@@ -32,7 +32,8 @@
 /* Of ready-: */
 #define RUNDIR_KEY_NAME "name=" /* may be empty */
 #define RUNDIR_KEY_BEACON "beacon=" /* hexadecimal, no 0x */
-/* PID-START of the process that this one takes over from: it counts when that one is gone. */
+/* PID-START of a process that this one takes over from, and of the one that that had taken over from:
+ * it counts when all are gone. */
 #define RUNDIR_KEY_FOLLOWS "follows="
 /* Of taken-: */
 #define RUNDIR_KEY_BY "by=" /* PID */
@@ -41,7 +42,8 @@
 
 enum {
 	RUNDIR_FILE_MAX = 8192,
-	RUNDIR_NAME_MAX = 63 /* bytes of a name */
+	RUNDIR_NAME_MAX = 63, /* bytes of a name */
+	RUNDIR_FOLLOWS_MAX = 2
 };
 
 #endif

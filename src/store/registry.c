@@ -146,13 +146,13 @@ static bool read_at(int dir, const char *file, char text[RUNDIR_FILE_MAX + 1])
 	return read_small(fd, text);
 }
 
-/* What follows the key, to the end of its line, in ret; or "". */
-static bool value_of(const char *text, const char *key, char *ret, size_t room)
+/* What follows the key, to the end of its nth line, in ret; or "". */
+static bool nth_value_of(const char *text, const char *key, unsigned nth, char *ret, size_t room)
 {
 	size_t len = strlen(key);
 
 	for (const char *s = text; s; s = strchr(s, '\n') ? strchr(s, '\n') + 1 : NULL) {
-		if (strncmp(s, key, len) != 0)
+		if (strncmp(s, key, len) != 0 || nth--)
 			continue;
 		size_t n = strcspn(s + len, "\n");
 		if (n >= room)
@@ -163,6 +163,11 @@ static bool value_of(const char *text, const char *key, char *ret, size_t room)
 	}
 	*ret = '\0';
 	return false;
+}
+
+static bool value_of(const char *text, const char *key, char *ret, size_t room)
+{
+	return nth_value_of(text, key, 0, ret, room);
 }
 
 static bool runs_as(pid_t pid, uid_t uid)
@@ -200,10 +205,14 @@ static void parse_entry(const char *text, struct registry_entry *e)
 	value_of(text, RUNDIR_KEY_NAME, e->name, sizeof(e->name));
 	value_of(text, RUNDIR_KEY_BEACON, value, sizeof(value));
 	e->beacon = strtoull(value, NULL, 16);
-	if (value_of(text, RUNDIR_KEY_FOLLOWS, value, sizeof(value)) &&
-	    !parse_which(value, &e->follows_pid, &e->follows_start))
-		e->follows_pid = 0;
-	e->counts = !e->follows_pid || !procstat_is(e->follows_pid, e->follows_start);
+	e->counts = true;
+	for (unsigned i = 0; i < RUNDIR_FOLLOWS_MAX; i++) {
+		if (!nth_value_of(text, RUNDIR_KEY_FOLLOWS, i, value, sizeof(value)) ||
+		    !parse_which(value, &e->follows[i].pid, &e->follows[i].start_ticks))
+			e->follows[i].pid = 0;
+		else if (procstat_is(e->follows[i].pid, e->follows[i].start_ticks))
+			e->counts = false;
+	}
 }
 
 static bool load_file(struct load *l, int dir, uid_t uid, const char *file)
@@ -281,10 +290,18 @@ const struct registry_entry *registry_of(const struct registry *r, pid_t pid)
 	return NULL;
 }
 
+static bool follows(const struct registry_entry *e, pid_t pid, uint64_t start)
+{
+	for (unsigned i = 0; i < RUNDIR_FOLLOWS_MAX; i++)
+		if (e->follows[i].pid == pid && e->follows[i].start_ticks == start)
+			return true;
+	return false;
+}
+
 const struct registry_entry *registry_heir(const struct registry *r, pid_t pid, uint64_t start)
 {
 	for (size_t i = 0; i < r->nr; i++)
-		if (r->entry[i].follows_pid == pid && r->entry[i].follows_start == start)
+		if (r->entry[i].counts && follows(&r->entry[i], pid, start))
 			return &r->entry[i];
 	return NULL;
 }
@@ -292,7 +309,7 @@ const struct registry_entry *registry_heir(const struct registry *r, pid_t pid, 
 int registry_add(const struct registry_entry *e, struct usnap_err *err)
 {
 	cleanup_fd int dir = open_own(), fd = -1;
-	char file[64], part[64], text[256];
+	char file[64], part[80], text[256];
 	int r;
 
 	if (dir < 0)

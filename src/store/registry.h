@@ -23,8 +23,10 @@ struct registry_entry {
 	uint64_t start_ticks;
 	uint64_t beacon; /* address in the process; 0: not known */
 	char name[RUNDIR_NAME_MAX + 1]; /* "": none */
-	pid_t follows_pid; /* 0: none */
-	uint64_t follows_start;
+	struct {
+		pid_t pid;
+		uint64_t start_ticks;
+	} follows[RUNDIR_FOLLOWS_MAX]; /* pid 0: none */
 	bool counts; /* false: what it follows still lives */
 };
 
@@ -41,7 +43,7 @@ void registry_free(struct registry *r);
 const struct registry_entry *registry_of(const struct registry *r, pid_t pid);
 /* There is one, though it may not count. */
 bool registry_knows(const struct registry *r, pid_t pid);
-/* That of the process that goes on as a daemon when this one ends. */
+/* That of the process that goes on as a daemon when this one has ended. */
 const struct registry_entry *registry_heir(const struct registry *r, pid_t pid, uint64_t start);
 
 /* For a process that could not do so itself. */
