@@ -97,7 +97,10 @@ void asks_set_back(struct capture *c)
 	for (size_t i = 0; i < c->tracees.n; i++) {
 		struct tracee *t = &c->tracees.t[i];
 
-		if (t->regs.rip <= critical[0] || t->regs.rip >= critical[1])
+		/* Only the gate itself has this in rcx there: a call of ours may have been made with
+		 * the same instruction. */
+		if (t->regs.rip <= critical[0] || t->regs.rip >= critical[1] ||
+		    t->regs.rcx != FIELD(c, active))
 			continue;
 		if (ptrace(PTRACE_POKEUSER, t->tid, offsetof(struct user_regs_struct, rip),
 			   critical[0]) == 0)
