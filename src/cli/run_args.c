@@ -73,11 +73,11 @@ static const struct option own_options[] = {
 };
 
 const char run_args_help[] =
-	"      --name NAME       name of the process, and in the store (default: that of the\n"
-	"                        command)\n"
+	"      --name NAME       name of the process, and in the store (default: that of\n"
+	"                        the command)\n"
 	"      --store DIR       the store, if not the usual one\n"
 	"      --every TIME      take a snapshot so often: 30s, 5m, 1h\n"
-	"      --keep-last N     after each snapshot keep the last N images, as 'prune' does\n"
+	"      --keep-last N     after each snapshot keep the last N images, as 'prune'\n"
 	"      --keep-hourly N   keep the last image of each of the last N hours with any\n"
 	"      --keep-daily N    the same of days\n"
 	"      --keep-weekly N   the same of weeks\n"
@@ -90,8 +90,8 @@ const char run_args_help[] =
 	"      --metrics FILE    keep figures for Prometheus in FILE\n"
 	"      --on-success COMMAND  run this shell command for each image taken\n"
 	"      --on-failure COMMAND  run this shell command for each failure\n"
-	"      --restore-or-start  bring back the newest good image; start the command when\n"
-	"                        there is none\n"
+	"      --restore-or-start  bring back the newest good image; start the command\n"
+	"                        when there is none\n"
 	"      --ignore KIND     bring it back although this cannot come back\n"
 	"      --allow-changed-files  accept mapped files that have changed\n"
 	"      --pid-namespace   bring it back in a PID namespace of its own\n"

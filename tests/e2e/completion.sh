@@ -19,7 +19,7 @@ complete_words() (
 
 complete_words '' >offered
 export UFFD_SNAP_STORE=$PWD/store
-for c in snapshot info verify read core restore diff merge list prune rm push pull check help; do
+for c in snapshot info verify read core restore diff merge list prune rm push pull run ps check help; do
 	grep -qx "$c" offered || fail "'$c' is not offered"
 	[ "$c" = help ] && continue
 	complete_words "$c" -- >options
