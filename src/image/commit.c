@@ -9,10 +9,11 @@
 #include "common/util.h"
 #include "image/hash.h"
 
-/* The index goes through zstd twice: once to learn the size that its tar
- * header must state, once to be written. Keeping the result would cost the
- * memory that the promise of 40 bytes per page does not have, and zstd gives
- * the same bytes for the same calls. */
+/* The size of the index has to be known for its tar header. Where most pages
+ * lie in ancestors their hashes are not kept, so that there is room in what is
+ * promised (40 bytes per page) for the compressed index. Otherwise it goes
+ * through zstd twice, once to learn its size: zstd gives the same bytes for
+ * the same calls. */
 struct index_pass {
 	struct tarball *t;
 	const struct pageindex *pi;
@@ -22,7 +23,8 @@ struct index_pass {
 	ZSTD_CCtx *cctx;
 	XXH3_state_t *hash;
 	uint64_t size;
-	bool write;
+	bool keep, write;
+	struct growing kept;
 	size_t room;
 	unsigned char *out;
 };
@@ -44,6 +46,12 @@ static int index_feed(struct index_pass *p, const void *buf, size_t len, ZSTD_En
 		XXH3_128bits_update(p->hash, p->out, out.pos);
 		if (p->write && (r = tarball_data(p->t, p->out, out.pos, p->err)) < 0)
 			return r;
+		if (p->keep) {
+			if ((r = growing_reserve(&p->kept, out.pos)) < 0)
+				return usnap_fail_errno(p->err, r, "cannot write the page index");
+			memcpy((char *)p->kept.p + p->kept.used, p->out, out.pos);
+			p->kept.used += out.pos;
+		}
 	} while (in.pos < in.size || (end == ZSTD_e_end && left));
 	return 0;
 }
@@ -77,6 +85,7 @@ static int write_index(struct index_pass *p)
 	uint64_t size, offset;
 	int r;
 
+	p->keep = p->pi->nr_referred > p->pi->nr_pages / 2;
 	if ((r = index_run(p)) < 0)
 		return r;
 	size = p->size;
@@ -85,7 +94,8 @@ static int write_index(struct index_pass *p)
 		return r;
 	offset = t->sink.position;
 	p->write = true;
-	if ((r = index_run(p)) < 0 || (r = tarball_end_member(t, p->err)) < 0)
+	r = p->keep ? tarball_data(t, p->kept.p, p->kept.used, p->err) : index_run(p);
+	if (r < 0 || (r = tarball_end_member(t, p->err)) < 0)
 		return r;
 	if (p->size != size || !XXH128_isEqual(first, XXH3_128bits_digest(p->hash)))
 		return usnap_fail(
@@ -113,6 +123,7 @@ int commit_write_index(struct tarball *t, const struct pageindex *pi,
 		r = write_index(&p);
 	ZSTD_freeCCtx(p.cctx);
 	XXH3_freeState(p.hash);
+	growing_free(&p.kept);
 	free(p.out);
 	/* What was said already is kept. */
 	return r < 0 ? usnap_fail_errno(err, r, "cannot write the page index") : 0;
