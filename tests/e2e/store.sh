@@ -170,6 +170,8 @@ loop() {
 		}
 	done
 }
+usnap snapshot -q "$a" --name a
+usnap snapshot -q "$b" --name b
 pids=()
 loop log.1 "$UFFD_SNAP" snapshot -q "$a" --name a --full-every 5 &
 pids+=($!)
