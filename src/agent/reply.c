@@ -66,6 +66,8 @@ static void append(char *to, size_t room, const char *text)
 {
 	size_t have = strlen(to), len = strlen(text);
 
+	if (have + 1 >= room)
+		return;
 	if (len > room - 1 - have)
 		len = room - 1 - have;
 	memcpy(to + have, text, len);

@@ -65,6 +65,15 @@ bool exclude_next(const struct capture *c, uint64_t at, uint64_t end, struct ran
 	return true;
 }
 
+uint64_t exclude_reach(const struct capture *c, uint64_t key)
+{
+	struct range part;
+	bool excluded;
+
+	/* They are few. */
+	return exclude_next(c, key, UINT64_MAX, &part, &excluded) && excluded ? part.end - key : 0;
+}
+
 json_t *exclude_json(const struct capture *c)
 {
 	json_t *list = json_array();

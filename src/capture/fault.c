@@ -33,6 +33,7 @@
 enum {
 	BATCH = 32, /* messages read at once */
 	CLUSTER_PAGES = 16, /* copied together where neighbours fault too */
+	EXCLUDED_PAGES = 128, /* let go together */
 	ZERO_PAGES = 64, /* filled together after T0: costs no memory */
 	ZERO_PAGES_ARM = 16, /* before T0 they have to be protected again */
 	ASKS_WAIT_NS = 100000,
@@ -291,6 +292,11 @@ static enum served serve_wp(struct capture *c, uint64_t addr)
 		    2 * CLUSTER_PAGES * PAGE_BYTES) {
 			from = ALIGN_DOWN(key, CLUSTER_PAGES * PAGE_BYTES);
 			len = CLUSTER_PAGES * PAGE_BYTES;
+		}
+		/* Nothing is to be copied there. */
+		if (exclude_reach(c, key)) {
+			from = key;
+			len = MIN(exclude_reach(c, key), EXCLUDED_PAGES * PAGE_BYTES);
 		}
 		c->last_fault_key = key;
 	}

@@ -277,6 +277,8 @@ static int attempt(struct capture *c, bool held, struct usnap_err *err)
 	if (r == 0 && (r = guards_prepare(c)) < 0)
 		usnap_fail_errno(err, r, "cannot look for guard pages of process %d",
 				 c->target->pid);
+	if (r == 0 && c->options.before_freeze)
+		r = c->options.before_freeze(c->options.freeze_arg, err);
 	/* As late as can be: what has changed since costs time in the freeze. */
 	pstate_free(c->pstate);
 	c->pstate = NULL;
@@ -288,8 +290,6 @@ static int attempt(struct capture *c, bool held, struct usnap_err *err)
 		pstate_know_wait(c->pstate, &c->known.wait);
 		pstate_know_facts(c->pstate, &c->known.facts);
 	}
-	if (r == 0 && c->options.before_freeze)
-		r = c->options.before_freeze(c->options.freeze_arg, err);
 	if (r == 0 && c->uffd >= 0)
 		r = arm_settle(c, err);
 	if (r == 0)

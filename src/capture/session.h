@@ -72,7 +72,7 @@ struct capture {
 	struct pstate *pstate;
 	struct ghosts ghosts;
 	struct guards guards;
-	struct ranges excluded; /* by the program, as of T0: whole pages. The tracer's */
+	struct ranges excluded; /* by the program, as of T0: whole pages. The tracer's until then */
 	struct uffd_known known; /* of the moment of attaching */
 	struct tracees tracees; /* while stopped */
 	int uffd, mem_fd;
@@ -260,6 +260,8 @@ void exclude_pages(struct capture *c);
 /* The first part of [at, end) that is excluded as a whole, or not at all; false: at is the end. */
 bool exclude_next(const struct capture *c, uint64_t at, uint64_t end, struct range *ret,
 		  bool *ret_excluded);
+/* How many bytes from key on are excluded. Once T0 is past, from the fault thread too. */
+uint64_t exclude_reach(const struct capture *c, uint64_t key);
 /* For process.json. */
 json_t *exclude_json(const struct capture *c);
 
