@@ -5,6 +5,8 @@
 #ifndef USNAP_CLI_CLI_H
 #define USNAP_CLI_CLI_H
 
+#include <stdbool.h>
+
 /* Exit codes: documented in uffd-snap(1), relied upon by scripts. */
 enum cli_exit {
 	EXIT_DONE = 0,
@@ -19,6 +21,7 @@ struct cli_command {
 	const char *summary; /* one line, lower case, no full stop */
 	const char *help; /* the options, one per line, as --help shows them */
 	int (*run)(int argc, char **argv); /* argv[0] is the subcommand's name */
+	bool takes_command; /* what follows may have a --help of its own */
 };
 
 extern const struct cli_command *const cli_commands[]; /* ends with NULL */

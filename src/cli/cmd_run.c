@@ -273,4 +273,5 @@ const struct cli_command cmd_run = {
 	.summary = "run a program, take snapshots of it, bring it back",
 	.help = run_args_help,
 	.run = run,
+	.takes_command = true,
 };

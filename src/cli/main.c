@@ -211,7 +211,7 @@ static int run(int argc, char **argv)
 	const struct cli_command *cmd = find_command(name);
 	if (!cmd)
 		return unknown_command(name);
-	if (asks_for_help(argc - 1, argv + 1))
+	if (!cmd->takes_command && asks_for_help(argc - 1, argv + 1))
 		return cli_help(cmd);
 	return cmd->run(argc - 1, argv + 1);
 }

@@ -57,7 +57,8 @@ enum {
 	OPT_RESTART,
 	OPT_NO_AGENT,
 	OPT_PID,
-	OPT_BACKGROUND
+	OPT_BACKGROUND,
+	OPT_HELP
 };
 
 static const struct option own_options[] = {
@@ -70,6 +71,7 @@ static const struct option own_options[] = {
 	{"pid", required_argument, NULL, OPT_PID},
 	{"background", no_argument, NULL, OPT_BACKGROUND},
 	{"quiet", no_argument, NULL, 'q'},
+	{"help", no_argument, NULL, OPT_HELP},
 };
 
 const char run_args_help[] =
@@ -232,6 +234,8 @@ static int set(struct run_args *a, int c, char **argv)
 	case 'q':
 		a->quiet = true;
 		return -1;
+	case OPT_HELP:
+		return cli_help(&cmd_run);
 	case ':':
 		return cli_usage_error(&cmd_run, "cannot use '%s': it takes a value",
 				       argv[optind - 1]);

@@ -21,6 +21,10 @@ says err "cannot run './nonesuch': No such file or directory"
 exits 126 usnap run -- ./plain
 says err "cannot run './plain': Permission denied"
 same 'standard input' "$(echo in | usnap run cat)" in
+exits 0 usnap run --every 5s --help
+says out 'usage: uffd-snap run'
+exits 0 usnap run sh -c 'echo "$1"' sh --help
+same 'help of the command' "$(cat out)" --help
 exits 2 usnap run
 exits 2 usnap run --every never -- true
 exits 2 usnap run --keep-last x -- true

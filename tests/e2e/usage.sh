@@ -30,7 +30,7 @@ exits 0 usnap help
 cmp out overview
 same stderr "$(cat err)" ''
 
-for c in snapshot info verify read core restore run ps check help; do
+for c in snapshot info verify read core restore ps check help; do
 	grep -q "^  $c " overview || fail "'$c' is not in the overview"
 	exits 0 usnap help "$c"
 	says out "usage: uffd-snap $c"

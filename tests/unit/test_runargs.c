@@ -9,7 +9,13 @@
 
 static struct run_args args;
 
-/* That of main.c prints. */
+int cli_help(const struct cli_command *cmd)
+{
+	cr_assert_eq(cmd, &cmd_run);
+	return EXIT_DONE;
+}
+
+/* Those of main.c print. */
 int cli_usage_error(const struct cli_command *cmd, const char *fmt, ...)
 {
 	cr_assert_eq(cmd, &cmd_run);
@@ -55,6 +61,12 @@ Test(runargs, leaves_the_options_of_the_command_to_it)
 	cr_assert_str_eq(args.command[1], "--every");
 	cr_assert_str_eq(args.name, "ls");
 	cr_assert_not(args.quiet);
+}
+
+Test(runargs, tells_help_for_itself_from_help_for_the_command)
+{
+	cr_assert_eq(parse("--every 5m --help ls"), EXIT_DONE);
+	cr_assert_eq(parse("ls --help"), -1);
 }
 
 Test(runargs, names_after_the_last_part_of_the_command)
