@@ -295,7 +295,8 @@ int uffd_take(int *ret_fd, uint64_t *ret_features, struct uffd_known *ret_known,
 	static const uint64_t wanted = UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MISSING_SHMEM |
 				       UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
 	pid_t tids[TRIES];
-	cleanup_fd int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	/* Reading is what it takes (fs/userfaultfd.c), which CAP_DAC_READ_SEARCH gives, too. */
+	cleanup_fd int device = open("/dev/userfaultfd", O_RDONLY | O_CLOEXEC);
 	struct take take = {.target = t, .device = device, .fd = -1, .known = ret_known};
 	struct usnap_err why = {0};
 	int r = -ESRCH;

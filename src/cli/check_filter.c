@@ -48,7 +48,7 @@ static int own_mode(void)
 
 static bool can_open_device(void)
 {
-	cleanup_fd int fd = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	cleanup_fd int fd = open("/dev/userfaultfd", O_RDONLY | O_CLOEXEC);
 
 	return fd >= 0;
 }

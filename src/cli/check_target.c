@@ -29,7 +29,7 @@ static void check_target_userfaultfd(struct checks *cs, const struct target *t)
 					   &sysctl, NULL) == 0 &&
 			   atoi(sysctl);
 	bool capable = check_capabilities(t->procfd) & (1ull << CAP_SYS_PTRACE);
-	cleanup_fd int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	cleanup_fd int device = open("/dev/userfaultfd", O_RDONLY | O_CLOEXEC);
 
 	if (device >= 0) {
 		check_settle(c, CHECK_OK, "/dev/userfaultfd can be handed to it");
@@ -42,7 +42,7 @@ static void check_target_userfaultfd(struct checks *cs, const struct target *t)
 			     "no access to /dev/userfaultfd here, vm.unprivileged_userfaultfd is "
 			     "0, and the target has no CAP_SYS_PTRACE%s",
 			     capable ? " in the initial user namespace" : "");
-		check_grant(c, "run as root; or 'setfacl -m u:USER:rw /dev/userfaultfd' for the "
+		check_grant(c, "run as root; or 'setfacl -m u:USER:r /dev/userfaultfd' for the "
 			       "user who takes the snapshot; or 'sysctl -w "
 			       "vm.unprivileged_userfaultfd=1'");
 	}

@@ -51,7 +51,7 @@ static int open_by_syscall(int flags)
 
 static int open_by_device(void)
 {
-	cleanup_fd int dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	cleanup_fd int dev = open("/dev/userfaultfd", O_RDONLY | O_CLOEXEC);
 
 	if (dev < 0)
 		return -errno;
@@ -94,7 +94,7 @@ static void settle_access(struct check *c, int by_syscall, int by_device)
 			       "/dev/userfaultfd");
 	else
 		check_grant(c, "run as root or with CAP_SYS_PTRACE; or 'sysctl -w "
-			       "vm.unprivileged_userfaultfd=1'; or 'setfacl -m u:USER:rw "
+			       "vm.unprivileged_userfaultfd=1'; or 'setfacl -m u:USER:r "
 			       "/dev/userfaultfd'. In a container: --device /dev/userfaultfd, or a "
 			       "seccomp profile that lets userfaultfd(2) through");
 }
