@@ -25,6 +25,10 @@ export TESTS TOP B UFFD_SNAP AGENT WORKLOADS BENCHES CHECKERS
 
 _pids=()
 _own_dir=
+_on_exit=()
+
+# on_exit COMMAND: when the script ends, after its processes; in place of what was given before.
+on_exit() { _on_exit=("$1"); }
 
 _at_exit() {
 	local status=$? p
@@ -36,6 +40,7 @@ _at_exit() {
 	for p in "${_pids[@]-}"; do
 		[ -n "$p" ] && wait "$p" 2>/dev/null
 	done
+	[ ${#_on_exit[@]} -eq 0 ] || eval "${_on_exit[0]}"
 	if [ -n "$_own_dir" ]; then
 		cd / || true
 		if [ $status -eq 0 ] || [ $status -eq 77 ]; then

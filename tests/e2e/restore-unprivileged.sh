@@ -8,7 +8,7 @@ need jq setpriv unshare
 
 # Another user must reach all of it.
 place=$(mktemp -d /var/tmp/usnap-test.XXXXXX)
-trap 'rm -rf "$place"; _at_exit' EXIT
+on_exit 'rm -rf "$place"'
 chmod 755 "$place"
 install -m 755 "$UFFD_SNAP" "$place/uffd-snap"
 install -m 755 "$WORKLOADS"/restore_* "$place"
