@@ -5,7 +5,7 @@
 . "$TESTS/lib-work.sh"
 . "$TESTS/lib-agent.sh"
 
-need gcc jq setpriv
+need gcc jq python3 setpriv
 work=$WORKLOADS/compatwork
 
 expected=7 unchanged plain "$work"
@@ -51,6 +51,16 @@ if [ "$(id -u)" -eq 0 ]; then
 		wait $pid
 	)
 	says "drop.agent.stdout" 'end'
+fi
+
+# Where no memory may become executable, libc's own calls are left as they are (systemd's
+# MemoryDenyWriteExecute; prctl(PR_SET_MDWE)).
+as_mdwe=(python3 -c 'import ctypes, os, sys
+sys.exit(77) if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) else os.execvp(sys.argv[1], sys.argv[1:])')
+mdwe=
+if "${as_mdwe[@]}" true; then
+	mdwe=1
+	expected=7 unchanged 'no executable memory' "${as_mdwe[@]}" "$work"
 fi
 
 # ---- linked otherwise ---------------------------------------------------------------
@@ -114,7 +124,7 @@ taken() {
 	local name=$1
 	shift
 	: >loop.out
-	env "$@" loop >loop.out 2>&1 &
+	env "$@" >loop.out 2>&1 &
 	pid=$!
 	adopt $pid
 	wait_until 20 grep -q ready loop.out
@@ -126,9 +136,11 @@ taken() {
 	wait $pid || fail "$name: the program failed: $(cat loop.out)"
 	rm loop.usnap
 }
-taken plain LD_PRELOAD="$AGENT" "$work"
-[ ! -x now ] || taken 'bound at once' LD_PRELOAD="$AGENT" ./now
+taken plain LD_PRELOAD="$AGENT" "$work" loop
+taken filter LD_PRELOAD="$AGENT" "$work" loop filter
+[ ! -x now ] || taken 'bound at once' LD_PRELOAD="$AGENT" ./now loop
+[ -z "$mdwe" ] || taken 'no executable memory' LD_PRELOAD="$AGENT" "${as_mdwe[@]}" "$work" loop
 for name in libjemalloc.so.2 libtcmalloc_minimal.so.4 libmimalloc.so.2; do
 	lib=$(library $name)
-	[ -z "$lib" ] || taken "$name" LD_PRELOAD="$AGENT $lib" "$work"
+	[ -z "$lib" ] || taken "$name" LD_PRELOAD="$AGENT $lib" "$work" loop
 done
