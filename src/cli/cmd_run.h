@@ -20,6 +20,8 @@
 #include "common/err.h"
 #include "store/store.h"
 
+#define RUN_FULL_EVERY "24" /* images, unless said otherwise, where others are removed */
+
 enum {
 	RUN_MAX_PASSED = 64,
 	RUN_SIGNAL_LOOK_MS = 250 /* how often it is looked whether a signal has asked */

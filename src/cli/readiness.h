@@ -12,8 +12,9 @@
  * was not loaded for this process but is a copy of its parent's. */
 bool readiness_agent(pid_t pid, uint64_t beacon, struct agent_found *ret);
 
-/* Is it ready? r: may be NULL. look: into the process too, when the registry does not tell. name:
+/* Is it ready? r: may be NULL. look_inside: of the process too, when the registry does not tell. name:
  * "" when it has none. */
-bool readiness_of(const struct registry *r, pid_t pid, bool look, char name[RUNDIR_NAME_MAX + 1]);
+bool readiness_of(const struct registry *r, pid_t pid, bool look_inside,
+		  char name[RUNDIR_NAME_MAX + 1]);
 
 #endif

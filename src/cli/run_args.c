@@ -86,7 +86,8 @@ const char run_args_help[] =
 	"      --keep-monthly N  the same of months\n"
 	"      --keep-within TIME  keep what is at most so much older than the last\n"
 	"      --max-size SIZE   remove the oldest until they take no more\n"
-	"      --full-every N    at least every Nth image refers to no other\n"
+	"      --full-every N    at least every Nth image refers to no other (default 24\n"
+	"                        where images are removed)\n"
 	"      --rate SIZE       bytes of memory to read in a second, at most\n"
 	"      --idle            use what CPU and disk others leave\n"
 	"      --metrics FILE    keep figures for Prometheus in FILE\n"
@@ -324,6 +325,19 @@ static int check(struct run_args *a, int argc, char **argv)
 	return -1;
 }
 
+/* What images that stay refer to stays with them, however long the chain: where there are rules, it
+ * is to have an end. */
+static int bound_chains(struct run_args *a)
+{
+	static const char option[] = "--full-every";
+	static const struct passed full_every = {"full-every", PASS_COUNT, TO_SNAPSHOT};
+
+	for (size_t i = 0; i < a->snapshot.nr; i++)
+		if (!strncmp(a->snapshot.arg[i], option, strlen(option)))
+			return -1;
+	return a->prune.nr ? pass(a, &full_every, RUN_FULL_EVERY) : -1;
+}
+
 static void name_after_command(struct run_args *a)
 {
 	const char *slash = strrchr(a->command[0], '/');
@@ -349,6 +363,8 @@ int run_args_parse(int argc, char **argv, struct run_args *ret)
 		r = set(ret, c, argv);
 	if (r < 0 && (r = use_environment(ret)) < 0)
 		r = check(ret, argc, argv);
+	if (r < 0)
+		r = bound_chains(ret);
 	if (r < 0 && ret->command && !*ret->name)
 		name_after_command(ret);
 	if (r >= 0)

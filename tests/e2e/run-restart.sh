@@ -16,8 +16,7 @@ sock=$PWD/s
 [ ${#sock} -lt 100 ] || sock=$(mktemp -u /tmp/usnap-redis.XXXXXX)
 rcli() { timeout 20 redis-cli -p "$port" "$@"; }
 
-newest() { { usnap list -q --store "$store" "$name" 2>/dev/null || true; } | tail -n 1; }
-_newer() { [ "$(newest)" != "$1" ]; }
+_taken_since() { [ "$(usnap list --json --store "$store" "$name" | jq '.images[-1].t0_ms')" -gt "$1" ]; }
 file_of() { usnap list --json --store "$store" "$name" | jq -r '.images[-1].file'; }
 
 # supervise [OPTION]...: as a unit file would.
@@ -48,10 +47,10 @@ load() {
 
 # killed_under_load: with at least one image of this load; what it was then is in $last.
 killed_under_load() {
-	local before
-	before=$(newest)
+	local since
 	load
-	wait_until 30 _newer "$before"
+	since=$(date +%s%3N)
+	wait_until 30 _taken_since "$since"
 	sleep "0.$((RANDOM % 10))"
 	kill -KILL "$server"
 	wait $writer || fail "$(cat load.out load.err)"

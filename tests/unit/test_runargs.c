@@ -97,6 +97,20 @@ Test(runargs, takes_from_the_environment_what_is_not_given)
 	cr_assert_str_eq(args.prune.arg[0], "--keep-daily=3");
 }
 
+Test(runargs, bounds_chains_where_images_are_removed)
+{
+	cr_assert_eq(parse("--every 2s --keep-last 3 ls"), -1);
+	cr_assert_eq(args.snapshot.nr, 1);
+	cr_assert_str_eq(args.snapshot.arg[0], "--full-every=24");
+	run_args_free(&args);
+	cr_assert_eq(parse("--every 2s --keep-last 3 --full-every 5 ls"), -1);
+	cr_assert_eq(args.snapshot.nr, 1);
+	cr_assert_str_eq(args.snapshot.arg[0], "--full-every=5");
+	run_args_free(&args);
+	cr_assert_eq(parse("--every 2s ls"), -1);
+	cr_assert_eq(args.snapshot.nr, 0);
+}
+
 Test(runargs, makes_the_store_absolute)
 {
 	cr_assert_eq(parse("--store here ls"), -1);
