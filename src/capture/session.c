@@ -430,6 +430,26 @@ static bool ksm_runs(void)
 	       run[0] != '0';
 }
 
+/* How much would have been enough: what is left is taken to compress like what was written. */
+static int hint_room(const struct capture *c, struct usnap_err *err)
+{
+	uint64_t saved = (c->nr_saved + c->stats.frozen_pages) * PAGE_BYTES;
+	struct image_writer_stats stats;
+
+	if (!err || (err->code != -ENOSPC && err->code != -EDQUOT))
+		return 0;
+	image_writer_get_stats(c->writer, &stats);
+	double share = saved ? MIN(1.0, (double)stats.file_bytes / (double)saved) : 1.0;
+	uint64_t most = MAX(c->stats.bytes_populated, saved) + stats.file_bytes;
+
+	return usnap_hint(err,
+			  "%llu MiB of the image were written; all of it needs about %llu MiB, "
+			  "never more than %llu",
+			  (unsigned long long)(stats.file_bytes >> 20),
+			  (unsigned long long)((uint64_t)(share * (double)most) >> 20) + 1,
+			  (unsigned long long)(most >> 20) + 1);
+}
+
 int capture_run(struct capture **ret, struct target *target, struct image_writer *writer,
 		const struct capture_options *options, struct usnap_err *err)
 {
@@ -478,6 +498,7 @@ int capture_run(struct capture **ret, struct target *target, struct image_writer
 	}
 	if (r < 0) {
 		tracees_release(&c->tracees, c->target);
+		hint_room(c, err);
 		/* Encoders end before the writer may. */
 		if (c->pool)
 			image_writer_abort(writer);

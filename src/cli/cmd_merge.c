@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "cli/cli.h"
 #include "cli/msg.h"
@@ -34,6 +35,25 @@ static int fail(struct progress *p, struct usnap_err *err, const volatile sig_at
 		raise(*signal_);
 	}
 	return msg_failure(err);
+}
+
+/* All frames that it refers to lie in these files. */
+static int hint_room(struct usnap_image *img, const struct usnap_info *info, size_t n,
+		     struct usnap_err *err)
+{
+	uint64_t bytes = info->file_bytes;
+	char size[24];
+
+	for (size_t i = 0; i < n; i++) {
+		struct usnap_ancestor ancestor;
+		struct stat st;
+
+		if (usnap_image_get_ancestor(img, i, &ancestor, sizeof(ancestor)) == 0 &&
+		    ancestor.path && stat(ancestor.path, &st) == 0)
+			bytes += (uint64_t)st.st_size;
+	}
+	return usnap_hint(err, "merging needs up to %s, beside what it merges",
+			  show_size(size, bytes));
 }
 
 static int merge(const struct merge_args *a, struct usnap_image *img)
@@ -68,6 +88,8 @@ static int merge(const struct merge_args *a, struct usnap_image *img)
 	}
 	if (r == 0)
 		r = output_commit(output, &err);
+	if (err.code == -ENOSPC || err.code == -EDQUOT)
+		hint_room(img, &info, n, &err);
 	if (r == 0) {
 		progress_end(&progress);
 		if (!a->quiet)

@@ -37,9 +37,8 @@ static int failed(struct tarball *t, struct usnap_err *err)
 	if (code == -ECANCELED)
 		return usnap_fail(err, code, "cannot write the image: given up");
 	usnap_fail_errno(err, code, "cannot write the image");
-	if (code == -ENOSPC || code == -EDQUOT)
-		usnap_hint(err, "free some space, or write to another file system");
-	else if (code == -EFBIG)
+	/* How much room it takes is known to who has it written. */
+	if (code == -EFBIG)
 		usnap_hint(err, "raise the limit on file sizes (ulimit -f)");
 	else if (code == -EPIPE)
 		usnap_hint(err, "the program that reads the image ended before it was complete");
