@@ -8,6 +8,7 @@
 #include <string.h>
 #include <uffd-snap.h>
 
+#include "cli/cli.h"
 #include "cli/cmd_run.h"
 #include "cli/msg.h"
 #include "cli/readiness.h"
@@ -66,7 +67,7 @@ static void serve(pid_t pid, uint64_t start_ticks, const char *name)
 			/* Only a store with a relative path is looked for from there. */
 		}
 		/* Not a child of this one, which stands in for the process. */
-		_exit(run_self(argv, -1, -1) < 0);
+		_exit(run_self(argv, -1, -1) < 0 ? EXIT_FAILED : EXIT_DONE);
 	}
 	run_reap(child);
 }
