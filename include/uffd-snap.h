@@ -271,8 +271,9 @@ USNAP_AGENT_API int usnap_checkpoint(const struct usnap_checkpoint_options *opti
 
 /*
  * Leaves [addr, addr+len) out of images, whoever takes them: whole pages that
- * lie in it. It is zero when it comes back. Unmapping it does not undo this.
- * usnap_include() has them saved again: all pages that are touched by it.
+ * lie in it. It is zero when it comes back. usnap_include() has them saved
+ * again: all pages that are touched by it. To unmap or free memory does not,
+ * and what comes to lie there is left out too: include it before.
  *
  *	-ENOSPC  more than 64 ranges; nothing has changed
  *	-EINVAL  no range of memory

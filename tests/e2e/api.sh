@@ -153,6 +153,7 @@ lines killed.again 'end restored'
 work fail fail fail.usnap
 says fail.out "-125 cannot open directory 'missing/directory': No such file or directory"
 says fail.out "-125 cannot open 'missing.usnap': No such file or directory"
+says fail.out 'not done within 1 s; no image was written, it runs on'
 says fail.out '-2 cannot find the command uffd-snap'
 [ ! -e fail.usnap ] || fail "there is an image"
 

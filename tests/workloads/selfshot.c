@@ -471,6 +471,15 @@ static int idle(void)
 	return end(true);
 }
 
+static void be_slow(void *arg)
+{
+	const struct timespec t = {1, 500000000};
+
+	while (clock_nanosleep(CLOCK_MONOTONIC, 0, &t, NULL))
+		;
+	leave_trail("b");
+}
+
 static void expect(struct usnap_checkpoint_options *o, int want)
 {
 	int r = usnap_checkpoint(o);
@@ -496,6 +505,12 @@ static int fail(const char *image)
 	wrong = o;
 	wrong.parent = "missing.usnap";
 	expect(&wrong, -ECANCELED);
+	wrong = o;
+	wrong.timeout_s = 1;
+	usnap_on(USNAP_BEFORE_FREEZE, be_slow, NULL);
+	usnap_on(USNAP_AFTER_FREEZE, leave_trail, "a");
+	expect(&wrong, -ECANCELED);
+	CHECK(strcmp(trail, "ba") == 0);
 	CHECK(usnap_exclude((void *)-100, 200) == -EINVAL);
 	CHECK(usnap_exclude(path, 0) == 0);
 	CHECK(usnap_on((enum usnap_phase)3, leave_trail, "") == -EINVAL);
