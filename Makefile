@@ -193,7 +193,7 @@ install: all ## install below DESTDIR and PREFIX (/usr/local)
 	install -D -m 644 scripts/completions/uffd-snap.bash "$(DESTDIR)$(BASHCOMPDIR)/uffd-snap"
 	install -D -m 644 scripts/completions/_uffd-snap "$(DESTDIR)$(ZSHCOMPDIR)/_uffd-snap"
 	install -d "$(DESTDIR)$(EXAMPLEDIR)"
-	for e in $(EXAMPLES); do sed 's|/usr/local/bin/|$(BINDIR)/|' "$$e" >"$(DESTDIR)$(EXAMPLEDIR)/$${e##*/}" && \
+	for e in $(EXAMPLES); do sed 's|/usr/local/bin/|$(BINDIR)/|; s|/usr/local/lib|$(LIBDIR)|' "$$e" >"$(DESTDIR)$(EXAMPLEDIR)/$${e##*/}" && \
 		chmod 644 "$(DESTDIR)$(EXAMPLEDIR)/$${e##*/}" || exit 1; done
 
 uninstall: ## remove what install put there

@@ -2,6 +2,25 @@
 # Helpers around the recipes of the examples: source it after lib.sh, lib-work.sh, lib-agent.sh
 # and lib-programs.sh.
 
+# understood FILE [UNIT]: systemd reads all of it, with the unit of Debian's package that it goes with.
+understood() {
+	local unit=${2:-${1%.conf}} analysis
+	command -v systemd-analyze >/dev/null || return 0
+	mkdir -p units
+	if [ "$unit" != "$1" ]; then
+		[ -r "/lib/systemd/system/$unit" ] || return 0
+		mkdir -p "units/${unit/@/@x}.d"
+		cp "/lib/systemd/system/$unit" "units/${unit/@/@x}"
+		cp "$TOP/scripts/examples/$1" "units/${unit/@/@x}.d"
+	else
+		cp "$TOP/scripts/examples/$1" "units/$1"
+	fi
+	sed -i "s|/usr/local/bin/uffd-snap|$UFFD_SNAP|" units/* units/*/* 2>/dev/null || true
+	analysis=$(SYSTEMD_UNIT_PATH=$PWD/units: timeout 20 systemd-analyze verify --man=no \
+		"units/${unit/@/@x}" 2>&1 | grep -E 'Unknown|Failed to parse|Invalid|not understood') || true
+	[ -z "$analysis" ] || fail "systemd does not understand $1: $analysis"
+}
+
 # recipe FILE [SED-SCRIPT]: the command of a unit file, as words in "recipe", with the command under
 # test, a store in the current directory and an image every second.
 recipe=()
@@ -11,6 +30,7 @@ recipe() {
 		sed -e "s|/usr/local/bin/uffd-snap|$UFFD_SNAP|; s|--store [^ ]*|--store $PWD/store|; s|--every 1m|--every 1s|" \
 			-e "${2:-}")
 	[ -n "$line" ] || fail "no command in $1"
+	understood "$1"
 	eval "recipe=($line)"
 }
 
@@ -45,6 +65,15 @@ server() {
 	done
 	return 1
 }
+
+# What a killed supervisor leaves behind runs on.
+_end_recipe() {
+	local p
+	[ -z "$run" ] || for p in $(children_of "$run"); do
+		kill -KILL "$p" 2>/dev/null
+	done
+}
+trap 'status=$?; set +e; trap - ERR; _end_recipe; (exit $status); _at_exit' EXIT
 
 # newest NAME: the image, or nothing.
 _images_beyond() { [ "$(newest "$1")" != "$2" ]; }

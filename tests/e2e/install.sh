@@ -10,9 +10,13 @@ make -s -C "$TOP" B="$B" DESTDIR="$PWD/root" PREFIX=/opt/us install >make.log 2>
 prefix=$PWD/root/opt/us
 
 "$prefix/bin/uffd-snap" --version
-for m in man1/uffd-snap.1 man7/uffd-snap.7 man5/uffd-snap-image.5 man7/uffd-snap-store.7 man3/libuffd-snap.3; do
+for m in man1/uffd-snap.1 man7/uffd-snap.7 man5/uffd-snap-image.5 man7/uffd-snap-store.7 man3/libuffd-snap.3 man7/uffd-snap-agent.7; do
 	[ -s "$prefix/share/man/$m" ] || fail "not installed: $m"
 done
+
+# The command finds the agent, and the examples name it where it is.
+"$prefix/bin/uffd-snap" run --name installed -- grep -q "$prefix/lib/libuffd-snap-agent.so" /proc/self/maps
+grep -q '^Environment=LD_PRELOAD=/opt/us/lib/libuffd-snap-agent.so$' "$prefix/share/doc/uffd-snap/examples/uffd-snap-ready.conf"
 
 # A program of a user's own, with the shared library and with the static one.
 cat >user.c <<'END'

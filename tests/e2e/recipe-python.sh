@@ -40,7 +40,7 @@ signal.signal(signal.SIGTERM, lambda *a: os._exit(0))
 threading.Thread(target=tick, daemon=True).start()
 http.server.ThreadingHTTPServer(("127.0.0.1", $port), Handler).serve_forever()
 END
-recipe python-counter.service "s|/usr/local/lib/counter.py|$PWD/counter.py|"
+recipe python-counter.service "s|/opt/counter/counter.py|$PWD/counter.py|"
 
 up counter
 wait_until 20 http "$port" state

@@ -12,6 +12,7 @@ port=$(free_port)
 printf '%s\n' 'bind 127.0.0.1' "port $port" "dir $PWD" 'enable-debug-command yes' 'pidfile ""' >redis.conf
 rcli() { timeout 10 redis-cli -p "$port" "$@"; }
 recipe redis-server.service.conf "s|/etc/redis/redis.conf|$PWD/redis.conf|"
+understood uffd-snap-ready.conf redis-server.service
 
 up redis
 wait_until 20 rcli ping
