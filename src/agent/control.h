@@ -87,7 +87,10 @@ struct agent_control {
 	 * and how many requests there have been. */
 	uint64_t epoch, epoch_session, nr_requests;
 	uint64_t asked; /* how often a signal has asked for a snapshot. By the agent */
-	uint64_t reserved[4];
+	/* A snapshotter is at work: a mapping may be in two parts for a moment, which mremap() does
+	 * not take. By the snapshotter. */
+	uint64_t at_work;
+	uint64_t reserved[3];
 	struct agent_range excludes[AGENT_EXCLUDES]; /* what an image need not hold: read at T0 */
 	struct agent_slot slots[AGENT_SLOTS];
 };

@@ -1,6 +1,7 @@
 /* What gatecall.S cannot decide by itself: which memory a call discards, and to ask for it. See gate.h. */
 #include "agent/gate.h"
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <sys/mman.h>
@@ -23,6 +24,8 @@ enum {
 	RINGS = 4, /* without an answer: nobody listens */
 	SLOT_ROUNDS = 1000, /* of SLOT_WAIT_NS: then a slot is taken by force */
 	SLOT_WAIT_NS = 50000,
+	REMAP_TRIES = 1000, /* of REMAP_WAIT_NS */
+	REMAP_WAIT_NS = 1000000,
 };
 
 _Static_assert(offsetof(struct agent_control, active) == GATE_ACTIVE, "as gatecall.S has it");
@@ -269,6 +272,26 @@ uint64_t gate_hold(struct agent_control *c, const struct gate_call *call)
 						    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 	}
 	return 0;
+}
+
+/* While memory is registered, and while it is given back, a mapping is in two parts, and the kernel
+ * takes only one at a time (mm/mremap.c). */
+int64_t gate_remap(const struct gate_call *call)
+{
+	const struct {
+		int64_t seconds, ns;
+	} wait = {0, REMAP_WAIT_NS};
+	int64_t r = -EFAULT;
+
+	for (unsigned i = 0; i < REMAP_TRIES && r == -EFAULT && load(&agent_control.at_work); i++) {
+		raw_call(SYS_nanosleep, (uintptr_t)&wait, 0, 0, 0, 0, 0);
+		r = gate_make(call->nr, call->args[0], call->args[1], call->args[2], call->args[3],
+			      call->args[4], call->args[5]);
+	}
+	/* It is a mistake of the program's, or the snapshotter is dead. */
+	if (r == -EFAULT)
+		store(&agent_control.at_work, 0);
+	return r;
 }
 
 /* Called from gatecall.S as well, where _exit(2) comes later. */

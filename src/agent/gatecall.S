@@ -1,6 +1,8 @@
 /* See gate.h. */
 #include "agent/gate.h"
 
+#define EFAULT 14
+
 #define NR_munmap 11
 #define NR_mmap 9
 #define NR_brk 12
@@ -13,6 +15,7 @@
 	.hidden agent_control
 	.hidden gate_hold
 	.hidden gate_exit
+	.hidden gate_remap
 	.hidden gate_back
 
 	.text
@@ -102,11 +105,43 @@ gate_site_\number:
 gate_sites:
 	site GATE_MUNMAP, NR_munmap
 	site GATE_MADVISE, NR_madvise
-	site GATE_MREMAP, NR_mremap
 	site GATE_MMAP, NR_mmap
 	site GATE_BRK, NR_brk
 	site GATE_LD_MUNMAP, NR_munmap
 	site GATE_EXECVE, NR_execve
+
+/* mremap(2) may have to be made again. */
+	entry	GATE_MREMAP
+	mov	$NR_mremap, %eax
+	held
+	cmp	$-EFAULT, %rax
+	je	1f
+	jmp	*gate_back+8*GATE_MREMAP(%rip)
+1:
+	lea	-128(%rsp), %rsp
+	push	%rbp
+	mov	%rsp, %rbp
+	push	%r9
+	push	%r8
+	push	%r10
+	push	%rdx
+	push	%rsi
+	push	%rdi
+	push	$NR_mremap
+	mov	%rsp, %rdi
+	and	$-16, %rsp
+	cld
+	call	gate_remap
+	lea	-48(%rbp), %rsp
+	pop	%rdi
+	pop	%rsi
+	pop	%rdx
+	pop	%r10
+	pop	%r8
+	pop	%r9
+	pop	%rbp
+	lea	128(%rsp), %rsp
+	jmp	*gate_back+8*GATE_MREMAP(%rip)
 
 /*
  * syscall(3): the instruction in place of which the jump here is, and only for

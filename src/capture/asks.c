@@ -83,8 +83,16 @@ void asks_find(struct capture *c)
 	pthread_mutex_unlock(&c->fault_lock);
 	/* A snapshotter that was killed has left it so. Nobody else can be at work: the memory is
 	 * registered with us. */
-	if (there && c->uffd >= 0 && found.block.active)
+	if (there && c->registered && found.block.active)
 		put(c, FIELD(c, active), 0);
+	if (there && c->uffd >= 0)
+		put(c, FIELD(c, at_work), 1);
+}
+
+void asks_leave(struct capture *c)
+{
+	if (c->asks.control && c->uffd >= 0)
+		put(c, FIELD(c, at_work), 0);
 }
 
 void asks_set_back(struct capture *c)

@@ -37,7 +37,8 @@ struct asks {
 	unsigned nr_rung, next; /* next: whose turn it is */
 };
 
-/* The tracer's, in the order of an attempt. Finds the agent among the latest mappings. */
+/* The tracer's, in the order of an attempt. Finds the agent among the latest mappings: before they
+ * are registered and, since it may have been loaded meanwhile, after that. */
 void asks_find(struct capture *c);
 /* While every thread stands still, with its registers read: whoever is between the gate's look and
  * the system call is to look again. */
@@ -46,6 +47,8 @@ void asks_set_back(struct capture *c);
 void asks_begin(struct capture *c, bool hold);
 /* Nothing is left to be asked for. Without fault_lock. */
 void asks_end(struct capture *c);
+/* The memory is the kernel's again. */
+void asks_leave(struct capture *c);
 void asks_free(struct asks *asks);
 
 bool asks_is_doorbell(const struct capture *c, uint64_t addr);

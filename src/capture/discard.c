@@ -9,6 +9,12 @@
  * shows its arguments in /proc/PID/task/TID/syscall. What munmap() has taken
  * unsaved tears the attempt. What mremap() moves is still there, still
  * protected, and is captured where it lies now.
+ *
+ * Those two queue their events when they have let go of the mappings
+ * (mmap_lock). Another thread can move memory to where something has just
+ * gone, and queue its event first. Which of the two lies there is told by the
+ * pages: what has not been saved is protected where it is, and absent from
+ * where it was.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -97,6 +103,125 @@ static void check_rescued(struct capture *c, uint64_t start, uint64_t end)
 				     (unsigned long long)start);
 }
 
+/* ---- events that overtake each other ------------------------------------------------------------ */
+
+enum lies {
+	LIES_NOTHING, /* that has not been saved */
+	LIES_THERE, /* all that has not been saved, as it was */
+	LIES_ELSEWHERE,
+};
+
+static int look_part(struct capture *c, const struct segment *s, uint64_t key, uint64_t len,
+		     void *arg)
+{
+	enum lies *ret = arg;
+	uint64_t end = key + len, addr;
+
+	while (key < end && find_unsaved(c, s, key, end - key, &addr)) {
+		uint64_t from = s->key + (addr - s->start), n = PAGE_BYTES;
+
+		while (from + n < end && find_unsaved(c, s, from + n, PAGE_BYTES, &(uint64_t){0}))
+			n += PAGE_BYTES;
+		if (scan_protected(c, addr, addr + n) != 1) {
+			*ret = LIES_ELSEWHERE;
+			return 1;
+		}
+		*ret = LIES_THERE;
+		key = from + n;
+	}
+	return 0;
+}
+
+/* What lies in [start, end) of what should lie there, by the events so far. */
+static enum lies look(struct capture *c, uint64_t start, uint64_t end)
+{
+	enum lies r = LIES_NOTHING;
+
+	for_each_part(c, start, end, look_part, &r);
+	return r;
+}
+
+static bool in_limbo(const struct capture *c, uint64_t start, uint64_t end)
+{
+	const struct segment *s = segmap_first(&c->limbo, start);
+
+	return s && s->start < end;
+}
+
+/* Something has been moved to where unsaved memory should lie: where that is now will be told. */
+static int displace(struct capture *c, const struct segment *s, uint64_t key, uint64_t len,
+		    void *arg)
+{
+	struct segment piece = {.start = s->start + (key - s->key), .key = key, .unit = s->unit};
+
+	piece.end = piece.start + len;
+	if (in_limbo(c, piece.start, piece.end)) {
+		capture_tear(c, "too many moves of the memory at %#llx at once",
+			     (unsigned long long)piece.start);
+		return 0;
+	}
+	pthread_mutex_lock(&c->map_lock);
+	int r = segmap_add(&c->limbo, piece);
+	pthread_mutex_unlock(&c->map_lock);
+	atomic_store(&c->limbo_since_ns, now_ns());
+	return r;
+}
+
+/* What was displaced from [from, from+len) lies at to. With map_lock. */
+static int place(struct capture *c, uint64_t from, uint64_t to, uint64_t len)
+{
+	int r = segmap_cut(&c->segments, to, to + len);
+
+	for (uint64_t at = from; r == 0;) {
+		const struct segment *s = segmap_first(&c->limbo, at);
+
+		if (!s || s->start >= from + len)
+			break;
+		if (s->start < from || s->end > from + len)
+			capture_tear(c, "too many moves of the memory at %#llx at once",
+				     (unsigned long long)from);
+		at = s->end;
+		r = segmap_add(&c->segments, (struct segment){.start = s->start - from + to,
+							      .end = s->end - from + to,
+							      .key = s->key,
+							      .unit = s->unit});
+	}
+	return r ? r : segmap_cut(&c->limbo, from, from + len);
+}
+
+static int follow(struct capture *c, uint64_t from, uint64_t to, uint64_t len)
+{
+	bool earlier = in_limbo(c, from, from + len);
+	enum lies lies = earlier ? look(c, from, from + len) : LIES_NOTHING;
+	uint64_t addr;
+	int r = 0;
+
+	if (earlier && lies == LIES_NOTHING)
+		capture_tear(c, "too many moves of the memory at %#llx at once",
+			     (unsigned long long)from);
+	if (discard_first_unsaved(c, to, to + len, &addr))
+		r = for_each_part(c, to, to + len, displace, NULL);
+	pthread_mutex_lock(&c->map_lock);
+	if (r == 0)
+		r = earlier && lies == LIES_THERE ? place(c, from, to, len)
+						  : segmap_move(&c->segments, from, to, len);
+	pthread_mutex_unlock(&c->map_lock);
+	return r;
+}
+
+/* True when the event is older than what has been moved to its range since. */
+static bool overtaken(struct capture *c, uint64_t start, uint64_t end)
+{
+	if (c->phase != PHASE_PRESERVE)
+		return false;
+	if (in_limbo(c, start, end))
+		capture_tear(c, "munmap() discarded the page at %#llx before it was saved",
+			     (unsigned long long)start);
+	return look(c, start, end) == LIES_THERE;
+}
+
+/* ---- events -------------------------------------------------------------------------------------- */
+
 /* The kernel has split the huge pages at the edges of a range; where it moves by anything but whole
  * huge pages, those inside as well. They are no units any more. */
 static int split_huge(struct capture *c, const struct segment *s, uint64_t key, uint64_t len,
@@ -136,6 +261,8 @@ void discard_event(struct capture *c, const struct uffd_msg *msg)
 	case UFFD_EVENT_UNMAP:
 		start = msg->arg.remove.start;
 		end = msg->arg.remove.end;
+		if (overtaken(c, start, end))
+			break;
 		lose(c, start, end, "munmap()");
 		check_rescued(c, start, end);
 		for_each_part(c, start, end, split_huge, &all);
@@ -152,12 +279,13 @@ void discard_event(struct capture *c, const struct uffd_msg *msg)
 		check_rescued(c, to, to + msg->arg.remap.len);
 		all = (start - to) % CHUNK_BYTES;
 		for_each_part(c, start, end, split_huge, &all);
-		pthread_mutex_lock(&c->map_lock);
 		if (c->phase == PHASE_ARM) {
 			/* Armed anew where it is now, by the next pass. */
+			pthread_mutex_lock(&c->map_lock);
 			r = segmap_cut(&c->segments, start, end);
 			if (r == 0)
 				r = segmap_cut(&c->segments, to, to + msg->arg.remap.len);
+			pthread_mutex_unlock(&c->map_lock);
 			if (r == 0)
 				r = ranges_add(&c->discards, start, end);
 		} else if (end == start) {
@@ -165,9 +293,8 @@ void discard_event(struct capture *c, const struct uffd_msg *msg)
 			capture_tear(c, "mremap() duplicated the mapping at %#llx",
 				     (unsigned long long)start);
 		} else {
-			r = segmap_move(&c->segments, start, to, end - start);
+			r = follow(c, start, to, end - start);
 		}
-		pthread_mutex_unlock(&c->map_lock);
 		break;
 	}
 	if (r < 0)

@@ -152,6 +152,7 @@ static int begin_attempt(struct capture *c, struct usnap_err *err)
 	}
 	pthread_mutex_lock(&c->map_lock);
 	segmap_clear(&c->segments);
+	segmap_clear(&c->limbo);
 	pthread_mutex_unlock(&c->map_lock);
 	pageset_reset(c->pages);
 	c->log.n = c->discards.n = c->rescued.n = c->young.n = 0;
@@ -262,6 +263,7 @@ static int attempt(struct capture *c, bool held, struct usnap_err *err)
 		return r;
 	start = now_ns();
 	if (c->uffd >= 0) {
+		asks_find(c);
 		r = arm(c, err);
 		c->stats.arm_ns = now_ns() - start;
 	}
@@ -345,6 +347,7 @@ static void detach(struct capture *c)
 	pthread_mutex_unlock(&c->fault_lock);
 	asks_end(c);
 	release(c);
+	asks_leave(c);
 	fault_stop(c);
 	if (c->uffd >= 0)
 		close(c->uffd);
@@ -403,6 +406,7 @@ static void capture_free(struct capture *c)
 	guards_free(&c->guards);
 	maps_free(&c->maps);
 	segmap_clear(&c->segments);
+	segmap_clear(&c->limbo);
 	ranges_free(&c->log);
 	ranges_free(&c->discards);
 	ranges_free(&c->rescued);

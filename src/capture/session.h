@@ -86,6 +86,9 @@ struct capture {
 
 	pthread_mutex_t map_lock;
 	struct segmap segments;
+	/* What should lie where something else lies, by the events so far (discard.c). */
+	struct segmap limbo;
+	_Atomic uint64_t limbo_since_ns;
 
 	pthread_t fault_tid, sweep_tid;
 	bool fault_running, sweep_running;
