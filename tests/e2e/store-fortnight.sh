@@ -1,0 +1,99 @@
+#!/bin/bash
+# Two weeks of a snapshot every five minutes, by the lines of the crontab we ship: what stays is what the rules say, and nothing else piles up.
+# timeout: 120
+. "$(dirname "$0")/../lib.sh"
+. "$TESTS/lib-work.sh"
+need python3 jq
+
+faketime=$(find /usr/lib* -name libfaketimeMT.so.1 2>/dev/null | head -n 1)
+[ -n "$faketime" ] || skip 'libfaketime is not installed'
+echo 20000 >share
+start_workload pagechange $((4 << 20))
+export FAKETIME_LIB=$faketime TARGET=$started UFFD_SNAP_STORE=$PWD/store TZ=UTC
+export CRONTAB=$TOP/scripts/examples/uffd-snap.cron
+python3 - "$(times 30 336)" "$(times 20 5)" <<'END' || fail 'not as the rules say'
+import datetime, json, os, re, signal, subprocess, sys
+
+hours, step = int(sys.argv[1]), int(sys.argv[2])
+snap = os.environ["UFFD_SNAP"]
+store = os.environ["UFFD_SNAP_STORE"]
+
+# The lines as they are, but for where the command is, whom it looks at, and how often.
+lines = [l.split(None, 6)[6].strip() for l in open(os.environ["CRONTAB"]) if re.match(r"[*\d]", l)]
+take, prune = [l.split()[1:] for l in lines if " snapshot " in l or " prune " in l]
+at = take.index("--exe")
+take[at:at + 2] = [os.environ["TARGET"]]
+rules = {k[7:]: int(v) for k, v in zip(prune, prune[1:]) if k.startswith("--keep-")}
+assert rules.keys() == {"last", "hourly", "daily", "weekly"}, rules
+
+def run(args, when, **more):
+    env = dict(os.environ, LD_PRELOAD=os.environ["FAKETIME_LIB"], DONT_FAKE_MONOTONIC="1",
+               NO_FAKE_STAT="1", FAKETIME=when.strftime("@%Y-%m-%d %H:%M:%S"))
+    p = subprocess.run([snap] + args, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                       text=True, timeout=60)
+    if p.returncode:
+        sys.exit("%s: uffd-snap %s: exit status %d: %s" % (when, " ".join(args), p.returncode, p.stdout))
+    return p.stdout
+
+def listed(when):
+    images = json.loads(run(["list", "--json", "redis"], when))["images"]
+    return {i["id"]: i for i in images}
+
+def kept(images):
+    order = sorted(images, key=lambda i: images[i]["t0_ms"])
+    time = {i: datetime.datetime.fromtimestamp(images[i]["t0_ms"] / 1000, datetime.timezone.utc) for i in order}
+    keep = set(order[-max(rules["last"], 1):])
+    for rule, period in (("hourly", lambda t: t.strftime("%Y%m%d%H")), ("daily", lambda t: t.date()),
+                         ("weekly", lambda t: t.isocalendar()[:2])):
+        newest = {}
+        for i in order:
+            newest[period(time[i])] = i
+        stay = sorted(newest.values(), key=lambda i: time[i])[-rules[rule]:]
+        keep.update(stay)
+        if len(newest) < rules[rule]:
+            keep.add(order[0])
+    return keep
+
+def entries():
+    return sum(len(d) + len(f) for _, d, f in os.walk(store))
+
+begin = datetime.datetime(2026, 1, 5, 0, 0, 1)
+taken = pruned = most = beside = 0
+for minute in range(0, hours * 60, step):
+    when = begin + datetime.timedelta(minutes=minute)
+    if minute % 60 == 0:
+        os.kill(int(os.environ["TARGET"]), signal.SIGUSR1)  # something changes
+    if run(take, when):
+        sys.exit("a snapshot said something")
+    taken += 1
+    if minute % 60 or minute == 0:
+        continue
+    when += datetime.timedelta(minutes=2)
+    before = listed(when)
+    if run(prune, when):
+        sys.exit("prune said something")
+    after = listed(when)
+    pruned += 1
+    # By their instants: an image that is merged with those it refers to has a new id.
+    instants = {before[i]["t0_ms"] for i in kept(before)}
+    want = {i for i in after if after[i]["t0_ms"] in instants}
+    wanted = len(want)
+    if wanted != len(instants):
+        sys.exit("%s: %d of %d images that a rule keeps are gone" % (when, len(instants) - wanted, len(instants)))
+    # What stays for those that refer to it is to restore as well.
+    more = want
+    while more:
+        more = {n for i in more for n in after[i]["needs"]} - want
+        want = want | more
+    if set(after) != want:
+        sys.exit("%s: nothing keeps %s" % (when, sorted(set(after) - want)))
+    most, beside = max(most, len(after)), max(beside, len(after) - wanted)
+    # latest, the lock, the users' lock, the secret, the name
+    if entries() > len(after) + 6:
+        sys.exit("%s: %d files for %d images" % (when, entries(), len(after)))
+run(["verify", "-q", "--all"], when)
+size = sum(i["file_bytes"] for i in after.values())
+print("%d snapshots, %d prunes: %d images stay (at most %d at a time, %d of them for others), %d KiB" %
+      (taken, pruned, len(after), most, beside, size >> 10))
+END
+kill -0 "$started"
