@@ -53,6 +53,7 @@ int rmem_tell_agent(struct restore *r, struct usnap_err *err)
 		if (ret < 0)
 			return usnap_fail_errno(err, ret, "cannot tell the agent at 0x%llx",
 						(unsigned long long)found.control);
+		r->mem->ready |= found.block.pid == r->pid;
 	}
 	return 0;
 }

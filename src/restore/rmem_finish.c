@@ -13,6 +13,9 @@
 #ifndef SYS_mseal /* Linux 6.10 */
 #define SYS_mseal 462
 #endif
+#ifndef PR_SET_PTRACER
+#define PR_SET_PTRACER 0x59616d61
+#endif
 #ifndef PR_SET_VMA
 #define PR_SET_VMA 0x53564d41
 #define PR_SET_VMA_ANON_NAME 0
@@ -127,6 +130,17 @@ static int set_mm(struct rmem_calls *c, struct rmem *m)
 	return calls_run(c);
 }
 
+/* The agent once allowed all processes of its user to trace this one, where yama asks for that; where
+ * there is no yama, this fails. */
+static int allow_tracing(struct rmem_calls *c, const struct rmem *m)
+{
+	calls_reset(c);
+	if (m->ready)
+		calls_add(c, true, "allow tracing", NULL, SYS_prctl, PR_SET_PTRACER, (uint64_t)-1,
+			  0, 0, 0, 0);
+	return calls_run(c);
+}
+
 static int seal(struct rmem_calls *c, const struct rmem *m)
 {
 	calls_reset(c);
@@ -163,7 +177,8 @@ int rmem_finish(struct restore *r, struct usnap_err *err)
 		advise(c, g);
 		name(c, g);
 	}
-	if ((ret = calls_run(c)) == 0 && (ret = set_mm(c, m)) == 0)
+	if ((ret = calls_run(c)) == 0 && (ret = set_mm(c, m)) == 0 &&
+	    (ret = allow_tracing(c, m)) == 0)
 		ret = seal(c, m);
 	if (ret == -EPERM && !strncmp(err->text, "cannot lock", 11))
 		usnap_hint(err, "allow more locked memory: ulimit -l, or CAP_IPC_LOCK");

@@ -112,6 +112,7 @@ struct rmem {
 	char *exe; /* path as the process sees it, NULL: unknown */
 	struct rmem_vdso vdso;
 	uint64_t fill_pages; /* that are to be written */
+	bool ready; /* it has an agent of its own */
 };
 
 static inline bool region_has(const struct rmem_region *g, enum vma_flag f)
