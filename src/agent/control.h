@@ -90,7 +90,8 @@ struct agent_control {
 	/* A snapshotter is at work: a mapping may be in two parts for a moment, which mremap() does
 	 * not take. By the snapshotter. */
 	uint64_t at_work;
-	uint64_t reserved[3];
+	uint64_t moving; /* the agent's: a lock */
+	uint64_t reserved[2];
 	struct agent_range excludes[AGENT_EXCLUDES]; /* what an image need not hold: read at T0 */
 	struct agent_slot slots[AGENT_SLOTS];
 };

@@ -65,8 +65,10 @@ EXPORTED void *mremap(void *addr, size_t old_len, size_t len, int flags, ...)
 	}
 	if (next)
 		return next(addr, old_len, len, flags, to);
-	return (void *)(uintptr_t)finish(gate_make(SYS_mremap, word(addr), old_len, len,
-						   (uint64_t)(int64_t)flags, word(to), 0));
+	const struct gate_call call = {
+		SYS_mremap, {word(addr), old_len, len, (uint64_t)(int64_t)flags, word(to)}};
+
+	return (void *)(uintptr_t)finish(gate_mremap(&call));
 }
 
 static void *map(enum export which, void *addr, size_t len, int prot, int flags, int fd,

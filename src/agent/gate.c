@@ -26,6 +26,8 @@ enum {
 	SLOT_WAIT_NS = 50000,
 	REMAP_TRIES = 1000, /* of REMAP_WAIT_NS */
 	REMAP_WAIT_NS = 1000000,
+	MOVE_TRIES = 2000, /* of MOVE_WAIT_NS */
+	MOVE_WAIT_NS = 50000,
 };
 
 _Static_assert(offsetof(struct agent_control, active) == GATE_ACTIVE, "as gatecall.S has it");
@@ -54,6 +56,15 @@ static void store(uint64_t *p, uint64_t v)
 static bool swap32(uint32_t *p, uint32_t from, uint32_t to)
 {
 	return __atomic_compare_exchange_n(p, &from, to, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+
+static void pause_for(int64_t ns)
+{
+	const struct {
+		int64_t seconds, ns;
+	} wait = {0, ns};
+
+	raw_call(SYS_nanosleep, (uintptr_t)&wait, 0, 0, 0, 0, 0);
 }
 
 /* ---- what a call discards ------------------------------------------------------------------------ */
@@ -163,10 +174,6 @@ static void renew_doorbells(struct agent_control *c, uint64_t session)
 /* NULL: active has changed. The owner's mark differs from those of all others that may be at work. */
 static struct agent_slot *take_slot(struct agent_control *c, uint64_t session, uint32_t mark)
 {
-	const struct {
-		int64_t seconds, ns;
-	} wait = {0, SLOT_WAIT_NS};
-
 	if (load(&c->epoch_session) != session)
 		renew_doorbells(c, session);
 	for (unsigned round = 0; load(&c->active) == session; round++) {
@@ -188,7 +195,7 @@ static struct agent_slot *take_slot(struct agent_control *c, uint64_t session, u
 			}
 		}
 		/* All are waiting. */
-		raw_call(SYS_nanosleep, (uintptr_t)&wait, 0, 0, 0, 0, 0);
+		pause_for(SLOT_WAIT_NS);
 	}
 	return NULL;
 }
@@ -274,23 +281,54 @@ uint64_t gate_hold(struct agent_control *c, const struct gate_call *call)
 	return 0;
 }
 
-/* While memory is registered, and while it is given back, a mapping is in two parts, and the kernel
- * takes only one at a time (mm/mremap.c). */
-int64_t gate_remap(const struct gate_call *call)
-{
-	const struct {
-		int64_t seconds, ns;
-	} wait = {0, REMAP_WAIT_NS};
-	int64_t r = -EFAULT;
+/* ---- moving ------------------------------------------------------------------------------------- */
 
-	for (unsigned i = 0; i < REMAP_TRIES && r == -EFAULT && load(&agent_control.at_work); i++) {
-		raw_call(SYS_nanosleep, (uintptr_t)&wait, 0, 0, 0, 0, 0);
-		r = gate_make(call->nr, call->args[0], call->args[1], call->args[2], call->args[3],
+/*
+ * Two moves at a time, the one to where the other came from, can be reported in the wrong order: so
+ * there is one at a time while a snapshot is active. Nobody waits for long: the owner may be what
+ * this signal handler has interrupted, or a thread of the parent, and this is a child's copy.
+ */
+static bool lock_moves(struct agent_control *c, uint64_t session)
+{
+	for (unsigned i = 0; i < MOVE_TRIES && load(&c->active) == session; i++) {
+		uint64_t none = 0;
+
+		if (__atomic_compare_exchange_n(&c->moving, &none, 1, false, __ATOMIC_SEQ_CST,
+						__ATOMIC_SEQ_CST))
+			return true;
+		pause_for(MOVE_WAIT_NS);
+	}
+	/* Nobody will ever give it back, perhaps. */
+	store(&c->moving, 0);
+	return false;
+}
+
+static int64_t move(struct agent_control *c, const struct gate_call *call)
+{
+	uint64_t session = load(&c->active);
+	bool locked = session && lock_moves(c, session);
+	int64_t r = gate_make(call->nr, call->args[0], call->args[1], call->args[2], call->args[3],
 			      call->args[4], call->args[5]);
+
+	if (locked)
+		store(&c->moving, 0);
+	return r;
+}
+
+int64_t gate_mremap(const struct gate_call *call)
+{
+	struct agent_control *c = &agent_control;
+	int64_t r = move(c, call);
+
+	/* While memory is registered, and while it is given back, a mapping is in two parts, and
+	 * the kernel takes only one at a time (mm/mremap.c). */
+	for (unsigned i = 0; i < REMAP_TRIES && r == -EFAULT && load(&c->at_work); i++) {
+		pause_for(REMAP_WAIT_NS);
+		r = move(c, call);
 	}
 	/* It is a mistake of the program's, or the snapshotter is dead. */
 	if (r == -EFAULT)
-		store(&agent_control.at_work, 0);
+		store(&c->at_work, 0);
 	return r;
 }
 

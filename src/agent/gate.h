@@ -60,8 +60,8 @@ int64_t gate_make(uint64_t nr, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a
  * to be made. */
 uint64_t gate_hold(struct agent_control *c, const struct gate_call *call);
 
-/* From gatecall.S: an mremap() has been answered EFAULT. */
-int64_t gate_remap(const struct gate_call *call);
+/* Makes an mremap(). */
+int64_t gate_mremap(const struct gate_call *call);
 
 /* When the process ends: waits for a snapshot that is active, if that is wanted. */
 void gate_exit(void);

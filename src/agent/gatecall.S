@@ -1,8 +1,6 @@
 /* See gate.h. */
 #include "agent/gate.h"
 
-#define EFAULT 14
-
 #define NR_munmap 11
 #define NR_mmap 9
 #define NR_brk 12
@@ -15,7 +13,7 @@
 	.hidden agent_control
 	.hidden gate_hold
 	.hidden gate_exit
-	.hidden gate_remap
+	.hidden gate_mremap
 	.hidden gate_back
 
 	.text
@@ -110,14 +108,8 @@ gate_sites:
 	site GATE_LD_MUNMAP, NR_munmap
 	site GATE_EXECVE, NR_execve
 
-/* mremap(2) may have to be made again. */
+/* mremap(2) takes more than one step. */
 	entry	GATE_MREMAP
-	mov	$NR_mremap, %eax
-	held
-	cmp	$-EFAULT, %rax
-	je	1f
-	jmp	*gate_back+8*GATE_MREMAP(%rip)
-1:
 	lea	-128(%rsp), %rsp
 	push	%rbp
 	mov	%rsp, %rbp
@@ -131,7 +123,7 @@ gate_sites:
 	mov	%rsp, %rdi
 	and	$-16, %rsp
 	cld
-	call	gate_remap
+	call	gate_mremap
 	lea	-48(%rbp), %rsp
 	pop	%rdi
 	pop	%rsi

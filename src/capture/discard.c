@@ -105,16 +105,15 @@ static void check_rescued(struct capture *c, uint64_t start, uint64_t end)
 
 /* ---- events that overtake each other ------------------------------------------------------------ */
 
-enum lies {
-	LIES_NOTHING, /* that has not been saved */
-	LIES_THERE, /* all that has not been saved, as it was */
-	LIES_ELSEWHERE,
+/* What has not been saved. */
+struct unsaved {
+	uint64_t bytes, there; /* in all; where it should lie, as it was */
 };
 
 static int look_part(struct capture *c, const struct segment *s, uint64_t key, uint64_t len,
 		     void *arg)
 {
-	enum lies *ret = arg;
+	struct unsaved *ret = arg;
 	uint64_t end = key + len, addr;
 
 	while (key < end && find_unsaved(c, s, key, end - key, &addr)) {
@@ -122,90 +121,20 @@ static int look_part(struct capture *c, const struct segment *s, uint64_t key, u
 
 		while (from + n < end && find_unsaved(c, s, from + n, PAGE_BYTES, &(uint64_t){0}))
 			n += PAGE_BYTES;
-		if (scan_protected(c, addr, addr + n) != 1) {
-			*ret = LIES_ELSEWHERE;
-			return 1;
-		}
-		*ret = LIES_THERE;
+		int64_t there = scan_protected_bytes(c, addr, addr + n);
+		ret->bytes += n;
+		ret->there += there > 0 ? (uint64_t)there : 0;
 		key = from + n;
 	}
 	return 0;
 }
 
-/* What lies in [start, end) of what should lie there, by the events so far. */
-static enum lies look(struct capture *c, uint64_t start, uint64_t end)
+/* Of what lies in [start, end) by the events so far. */
+static struct unsaved look(struct capture *c, uint64_t start, uint64_t end)
 {
-	enum lies r = LIES_NOTHING;
+	struct unsaved r = {0};
 
 	for_each_part(c, start, end, look_part, &r);
-	return r;
-}
-
-static bool in_limbo(const struct capture *c, uint64_t start, uint64_t end)
-{
-	const struct segment *s = segmap_first(&c->limbo, start);
-
-	return s && s->start < end;
-}
-
-/* Something has been moved to where unsaved memory should lie: where that is now will be told. */
-static int displace(struct capture *c, const struct segment *s, uint64_t key, uint64_t len,
-		    void *arg)
-{
-	struct segment piece = {.start = s->start + (key - s->key), .key = key, .unit = s->unit};
-
-	piece.end = piece.start + len;
-	if (in_limbo(c, piece.start, piece.end)) {
-		capture_tear(c, "too many moves of the memory at %#llx at once",
-			     (unsigned long long)piece.start);
-		return 0;
-	}
-	pthread_mutex_lock(&c->map_lock);
-	int r = segmap_add(&c->limbo, piece);
-	pthread_mutex_unlock(&c->map_lock);
-	atomic_store(&c->limbo_since_ns, now_ns());
-	return r;
-}
-
-/* What was displaced from [from, from+len) lies at to. With map_lock. */
-static int place(struct capture *c, uint64_t from, uint64_t to, uint64_t len)
-{
-	int r = segmap_cut(&c->segments, to, to + len);
-
-	for (uint64_t at = from; r == 0;) {
-		const struct segment *s = segmap_first(&c->limbo, at);
-
-		if (!s || s->start >= from + len)
-			break;
-		if (s->start < from || s->end > from + len)
-			capture_tear(c, "too many moves of the memory at %#llx at once",
-				     (unsigned long long)from);
-		at = s->end;
-		r = segmap_add(&c->segments, (struct segment){.start = s->start - from + to,
-							      .end = s->end - from + to,
-							      .key = s->key,
-							      .unit = s->unit});
-	}
-	return r ? r : segmap_cut(&c->limbo, from, from + len);
-}
-
-static int follow(struct capture *c, uint64_t from, uint64_t to, uint64_t len)
-{
-	bool earlier = in_limbo(c, from, from + len);
-	enum lies lies = earlier ? look(c, from, from + len) : LIES_NOTHING;
-	uint64_t addr;
-	int r = 0;
-
-	if (earlier && lies == LIES_NOTHING)
-		capture_tear(c, "too many moves of the memory at %#llx at once",
-			     (unsigned long long)from);
-	if (discard_first_unsaved(c, to, to + len, &addr))
-		r = for_each_part(c, to, to + len, displace, NULL);
-	pthread_mutex_lock(&c->map_lock);
-	if (r == 0)
-		r = earlier && lies == LIES_THERE ? place(c, from, to, len)
-						  : segmap_move(&c->segments, from, to, len);
-	pthread_mutex_unlock(&c->map_lock);
 	return r;
 }
 
@@ -214,10 +143,23 @@ static bool overtaken(struct capture *c, uint64_t start, uint64_t end)
 {
 	if (c->phase != PHASE_PRESERVE)
 		return false;
-	if (in_limbo(c, start, end))
-		capture_tear(c, "munmap() discarded the page at %#llx before it was saved",
-			     (unsigned long long)start);
-	return look(c, start, end) == LIES_THERE;
+	struct unsaved u = look(c, start, end);
+	return u.bytes && u.there == u.bytes;
+}
+
+/* Of two moves whose events overtake each other, which went first cannot be told for certain. */
+static int follow(struct capture *c, uint64_t from, uint64_t to, uint64_t len)
+{
+	uint64_t addr;
+
+	if (c->phase == PHASE_PRESERVE &&
+	    (look(c, from, from + len).there || discard_first_unsaved(c, to, to + len, &addr)))
+		capture_tear(c, "two calls of mremap() at once moved the memory at %#llx",
+			     (unsigned long long)from);
+	pthread_mutex_lock(&c->map_lock);
+	int r = segmap_move(&c->segments, from, to, len);
+	pthread_mutex_unlock(&c->map_lock);
+	return r;
 }
 
 /* ---- events -------------------------------------------------------------------------------------- */

@@ -141,11 +141,18 @@ static int count_bytes(void *arg, uint64_t start, uint64_t end, uint64_t categor
 	return 0;
 }
 
-int scan_protected(const struct capture *c, uint64_t start, uint64_t end)
+int64_t scan_protected_bytes(const struct capture *c, uint64_t start, uint64_t end)
 {
 	uint64_t bytes = 0;
 	int r = scan_pages(c, start, end, PAGE_IS_WRITTEN, PAGE_IS_WRITTEN,
 			   PAGE_IS_PRESENT | PAGE_IS_SWAPPED, count_bytes, &bytes);
 
-	return r < 0 ? r : bytes == end - start;
+	return r < 0 ? r : (int64_t)bytes;
+}
+
+int scan_protected(const struct capture *c, uint64_t start, uint64_t end)
+{
+	int64_t bytes = scan_protected_bytes(c, start, end);
+
+	return bytes < 0 ? (int)bytes : (uint64_t)bytes == end - start;
 }

@@ -152,7 +152,6 @@ static int begin_attempt(struct capture *c, struct usnap_err *err)
 	}
 	pthread_mutex_lock(&c->map_lock);
 	segmap_clear(&c->segments);
-	segmap_clear(&c->limbo);
 	pthread_mutex_unlock(&c->map_lock);
 	pageset_reset(c->pages);
 	c->log.n = c->discards.n = c->rescued.n = c->young.n = 0;
@@ -406,7 +405,6 @@ static void capture_free(struct capture *c)
 	guards_free(&c->guards);
 	maps_free(&c->maps);
 	segmap_clear(&c->segments);
-	segmap_clear(&c->limbo);
 	ranges_free(&c->log);
 	ranges_free(&c->discards);
 	ranges_free(&c->rescued);

@@ -86,9 +86,6 @@ struct capture {
 
 	pthread_mutex_t map_lock;
 	struct segmap segments;
-	/* What should lie where something else lies, by the events so far (discard.c). */
-	struct segmap limbo;
-	_Atomic uint64_t limbo_since_ns;
 
 	pthread_t fault_tid, sweep_tid;
 	bool fault_running, sweep_running;
@@ -161,6 +158,8 @@ int scan_pages(const struct capture *c, uint64_t start, uint64_t end, uint64_t i
 /* Brings the populated bits of a segment's part up to date. */
 int scan_populated(struct capture *c, const struct segment *s, uint64_t start, uint64_t end,
 		   bool frozen);
+/* How much of [start, end) is there and protected. */
+int64_t scan_protected_bytes(const struct capture *c, uint64_t start, uint64_t end);
 /* 1: every page of [start, end) is there and protected; 0: not. */
 int scan_protected(const struct capture *c, uint64_t start, uint64_t end);
 

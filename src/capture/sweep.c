@@ -24,8 +24,6 @@
 #include "capture/session.h"
 #include "common/util.h"
 
-#define LIMBO_NS 1000000000u
-
 struct piece {
 	uint64_t addr, key;
 	unsigned nr_pages;
@@ -52,22 +50,6 @@ static bool locate(struct capture *c, uint64_t key, struct segment *ret_s, uint6
 	return *ret_addr;
 }
 
-/* Where the page is will be told by an event that is on its way. */
-static bool in_limbo(struct capture *c, uint64_t key)
-{
-	uint64_t len;
-
-	if (!atomic_load(&c->limbo_since_ns))
-		return false;
-	pthread_mutex_lock(&c->map_lock);
-	bool found = segmap_address(&c->limbo, key, &len);
-	pthread_mutex_unlock(&c->map_lock);
-	if (found && now_ns() - c->limbo_since_ns > LIMBO_NS)
-		capture_tear(c, "the page at %#llx was unmapped before it was saved",
-			     (unsigned long long)key);
-	return found;
-}
-
 /* Claims up to a block's worth of pages from key on. */
 static void gather(struct capture *c, struct gather *g, uint64_t key)
 {
@@ -92,9 +74,6 @@ static void gather(struct capture *c, struct gather *g, uint64_t key)
 			uint64_t k = at + p * PAGE_BYTES;
 			if (s.end && k >= s.key && k - s.key < s.end - s.start) {
 				addr = s.start + (k - s.key);
-			} else if (in_limbo(c, k)) {
-				atomic_fetch_and(&ch->claimed[p / 64], ~((uint64_t)1 << (p % 64)));
-				continue;
 			} else if (!locate(c, k, &s, &addr)) {
 				capture_tear(c,
 					     "the page at %#llx was unmapped before it was saved",
