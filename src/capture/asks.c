@@ -58,8 +58,9 @@ static bool lies_well(const struct capture *c, uint64_t control)
 {
 	const struct vma *v = maps_find(&c->maps, control);
 
-	return v && v->kind == VMA_FILE && !v->shared && v->prot & PROT_WRITE &&
-	       v->end - control >= sizeof(struct agent_control) && region_how(c, v) == HOW_FROZEN;
+	return v && (v->kind == VMA_FILE || v->kind == VMA_SHMEM_PRIVATE) && !v->shared &&
+	       v->prot & PROT_WRITE && v->end - control >= sizeof(struct agent_control) &&
+	       region_how(c, v) == HOW_FROZEN;
 }
 
 void asks_find(struct capture *c)

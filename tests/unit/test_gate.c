@@ -304,6 +304,66 @@ Test(gate, of_what_mremap_moves_nothing_is_asked_for)
 	stop_listener();
 }
 
+static int64_t move(uint64_t from, uint64_t len, uint64_t to)
+{
+	const struct gate_call call = {SYS_mremap,
+				       {from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, to}};
+
+	return gate_mremap(&call);
+}
+
+static int64_t grow(uint64_t from, uint64_t len)
+{
+	const struct gate_call call = {SYS_mremap, {from, len, 2 * len, MREMAP_MAYMOVE}};
+
+	return gate_mremap(&call);
+}
+
+static void *make_whole(void *arg)
+{
+	usleep(20000);
+	mprotect(arg, PAGE, PROT_READ | PROT_WRITE);
+	return NULL;
+}
+
+Test(gate, a_mapping_in_two_parts_is_grown_when_it_is_one)
+{
+	make_block();
+	uint64_t p = some_memory(2);
+	pthread_t tid;
+
+	mprotect((void *)(uintptr_t)p, PAGE, PROT_READ);
+	cr_assert_eq(grow(p, 2 * PAGE), -EFAULT);
+	block->at_work = 1;
+	pthread_create(&tid, NULL, make_whole, (void *)(uintptr_t)p);
+	cr_assert_gt(grow(p, 2 * PAGE), 0);
+	cr_assert_eq(block->at_work, 1u);
+	pthread_join(tid, NULL);
+}
+
+Test(gate, what_is_not_there_is_not_grown)
+{
+	make_block();
+	uint64_t p = some_memory(1);
+
+	munmap((void *)(uintptr_t)p, PAGE);
+	block->at_work = 1;
+	cr_assert_eq(grow(p, PAGE), -EFAULT);
+	/* And that without delay from then on. */
+	cr_assert_eq(block->at_work, 0u);
+}
+
+Test(gate, a_lock_that_nobody_gives_back_does_not_keep_a_move)
+{
+	start_listener();
+	uint64_t p = some_memory(1), to = some_memory(1);
+
+	block->moving = 1;
+	cr_assert_eq(move(p, PAGE, to), (int64_t)to);
+	cr_assert_eq(block->moving, 0u);
+	stop_listener();
+}
+
 Test(gate, only_a_break_that_goes_down_is_asked_for)
 {
 	start_listener();
