@@ -8,6 +8,9 @@
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
+#include <uffd-snap.h>
+
+#include <jansson.h>
 
 #include "cli/cli.h"
 #include "cli/cmd_run.h"
@@ -17,6 +20,7 @@
 #include "common/procstat.h"
 #include "common/util.h"
 #include "store/links.h"
+#include "store/registry.h"
 #include "store/storelock.h"
 
 extern char **environ;
@@ -224,6 +228,81 @@ static pid_t hear_pid(int fd, pid_t restore, int *ret_signal)
 	return (pid_t)strtol(text, NULL, 10);
 }
 
+/* The process that an image shows, if it is there yet: whoever looked after it was killed alone. 0: it
+ * is not. */
+static pid_t still_runs(const char *path)
+{
+	cleanup_free char *boot = NULL;
+	struct usnap_image *img = usnap_image_new();
+	json_t *o = NULL, *target;
+	const char *text, *boot_id;
+	pid_t pid = 0;
+	size_t len;
+
+	if (img && usnap_image_open(img, path) == 0 &&
+	    usnap_image_get_member(img, "snapshot.json", &text, &len) == 0)
+		o = json_loadb(text, len, 0, NULL);
+	target = json_object_get(o, "target");
+	boot_id = json_string_value(json_object_get(target, "boot_id"));
+	if (boot_id && *boot_id &&
+	    io_read_file_at(AT_FDCWD, "/proc/sys/kernel/random/boot_id", 64, &boot, NULL) == 0 &&
+	    !strncmp(boot, boot_id, strlen(boot_id))) {
+		json_int_t id = json_integer_value(json_object_get(target, "pid"));
+		json_int_t ticks = json_integer_value(json_object_get(target, "start_ticks"));
+
+		if (id > 0 && id <= INT32_MAX && procstat_is((pid_t)id, (uint64_t)ticks))
+			pid = (pid_t)id;
+	}
+	json_decref(o);
+	usnap_image_free(img);
+	return pid;
+}
+
+/* One that is ready under this name, and whose last image, or the one it was made of, lies in this
+ * directory. 0: there is none. */
+static pid_t lives_by_name(const struct run_args *a, const char *dir)
+{
+	cleanup_free char *real = realpath(dir, NULL);
+	size_t len = real ? strlen(real) : 0;
+	struct registry_taken taken;
+	struct registry r;
+	pid_t pid = 0;
+
+	if (!real || registry_load(&r) < 0)
+		return 0;
+	for (size_t i = 0; i < r.nr && !pid; i++) {
+		const struct registry_entry *e = &r.entry[i];
+
+		if (e->counts && !strcmp(e->name, a->name) &&
+		    registry_taken(e->pid, e->start_ticks, &taken) &&
+		    !strncmp(taken.file, real, len) && taken.file[len] == '/')
+			pid = e->pid;
+	}
+	registry_free(&r);
+	return pid;
+}
+
+static int refuse_twice(const struct run_args *a, const struct store *store,
+			const struct store_images *images, struct usnap_err *err)
+{
+	cleanup_free char *dir = NULL, *path = NULL;
+	pid_t pid;
+
+	if (!images->nr)
+		return 0;
+	if (asprintf(&dir, "%s/%s", store_path(store), a->name) < 0)
+		dir = NULL;
+	if (dir && asprintf(&path, "%s/%s", dir, images->image[images->nr - 1].file) < 0)
+		path = NULL;
+	if (!path)
+		return usnap_fail_errno(err, -ENOMEM, "cannot bring back '%s'", a->name);
+	if (!(pid = lives_by_name(a, dir)) && !(pid = still_runs(path)))
+		return 0;
+	usnap_fail(err, -EEXIST, "cannot bring back '%s': it still runs, as process %d", a->name,
+		   (int)pid);
+	return usnap_hint(err, "end it, or go on with it: uffd-snap run --pid %d ...", (int)pid);
+}
+
 enum outcome {
 	RUNS,
 	DAMAGED,
@@ -315,6 +394,8 @@ int run_program_restore(const struct run_args *a, struct run_program *ret, bool 
 		r = store_lock(&lock, store, a->name, STORE_READ, NULL, &err);
 	if (r == 0 && (r = store_scan(store, a->name, &images, &err)) == 0)
 		r = store_links_load(store, a->name, &images, &links, &err);
+	if (r == 0)
+		r = refuse_twice(a, store, &images, &err);
 	if (r == 0)
 		o = try_each(a, &images, links, ret, ret_signal);
 	if (links)

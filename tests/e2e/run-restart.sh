@@ -21,7 +21,7 @@ file_of() { usnap list --json --store "$store" "$name" | jq -r '.images[-1].file
 
 # supervise [OPTION]...: as a unit file would.
 supervise() {
-	"$UFFD_SNAP" run --name "$name" --store "$store" --every 2s --keep-last 3 --restore-or-start "$@" -- \
+	"$UFFD_SNAP" run --name "$name" --store "$store" --every "$(times 1s 2s)" --keep-last 3 --restore-or-start "$@" -- \
 		redis-server --bind 127.0.0.1 --port "$port" --unixsocket "$sock" --save '' --appendonly no --dir "$PWD" \
 		>>redis.log 2>>run.err </dev/null &
 	run=$!
@@ -84,6 +84,18 @@ for ((g = 1; g <= n; g++)); do
 	back
 done
 same 'starts of the server' "$(grep -c 'Ready to accept' redis.log)" 1
+
+# Killed alone, run leaves the server; it is not made twice.
+kill -KILL $run
+wait $run || true
+exits 1 usnap run --name "$name" --store "$store" --restore-or-start -- redis-server --port 0
+says err "it still runs, as process $server"
+rcli ping >/dev/null
+kill -KILL "$server"
+wait_until 10 _gone "$server"
+supervise
+wait_until 30 rcli ping
+serving
 
 # ---- a damaged image, and a restart by itself ----------------------------------------------
 
