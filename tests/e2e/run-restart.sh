@@ -92,7 +92,7 @@ exits 1 usnap run --name "$name" --store "$store" --restore-or-start -- redis-se
 says err "it still runs, as process $server"
 rcli ping >/dev/null
 kill -KILL "$server"
-wait_until 10 _gone "$server"
+killed "$server"
 supervise
 wait_until 30 rcli ping
 serving
