@@ -66,6 +66,7 @@ Test(runargs, leaves_the_options_of_the_command_to_it)
 Test(runargs, tells_help_for_itself_from_help_for_the_command)
 {
 	cr_assert_eq(parse("--every 5m --help ls"), EXIT_DONE);
+	run_args_free(&args);
 	cr_assert_eq(parse("ls --help"), -1);
 }
 
@@ -168,6 +169,7 @@ Test(runargs, bounds_how_much_is_passed_on)
 	strcat(line, "ls");
 	cr_assert_eq(parse(line), -1);
 	cr_assert_eq(args.snapshot.nr, 30);
+	run_args_free(&args);
 	cr_assert_eq(parse("--pid 12:345 --every 1s"), -1);
 	cr_assert_eq(args.pid, 12);
 	cr_assert_eq(args.start_ticks, 345);
