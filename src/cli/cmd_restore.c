@@ -221,6 +221,13 @@ static int fail(struct restore_front *f, struct usnap_err *err)
 	return msg_failure(err);
 }
 
+/* A number that was free when the restore was planned may be another process's when it is wanted:
+ * another plan finds it in use, and a PID namespace instead. Standard input cannot be read again. */
+static bool is_overtaken(const struct restore_args *a, int code)
+{
+	return code == -EEXIST && a->o.pids == RESTORE_PIDS_AUTO && strcmp(a->o.image, "-") != 0;
+}
+
 /* refs: the image, and the lock that keeps it in the store until it is not needed any more. */
 static int restore(const struct restore_args *a, struct refs *refs, struct restore_front *f)
 {
@@ -241,6 +248,14 @@ static int restore(const struct restore_args *a, struct refs *refs, struct resto
 	if (!a->quiet)
 		warn(r);
 	code = restore_build(r, &pid, &err);
+	if (is_overtaken(a, code)) {
+		restore_free(r);
+		r = NULL;
+		err = (struct usnap_err){0};
+		code = restore_plan(&r, &a->o, &err);
+		if (code == 0)
+			code = restore_build(r, &pid, &err);
+	}
 	refs_unlock(refs);
 	if (code < 0) {
 		restore_free(r);
