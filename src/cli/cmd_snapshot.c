@@ -208,6 +208,15 @@ static int fail_unfound(const struct snapshot_args *a, struct usnap_err *err)
 	return tell(a, &run, msg_failure(err));
 }
 
+/* The target waits for pages that we hold: a stop from the terminal would be one of the target. */
+static void refuse_stops(void)
+{
+	static const int signals[] = {SIGTSTP, SIGTTIN, SIGTTOU};
+
+	for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
+		signal(signals[i], SIG_IGN);
+}
+
 static int run(int argc, char **argv)
 {
 	struct usnap_err err = {0};
@@ -219,6 +228,7 @@ static int run(int argc, char **argv)
 	if (code >= 0)
 		return code;
 	interrupted = unattended_catch_signals();
+	refuse_stops();
 	if (a.timeout_s)
 		unattended_limit_time(a.timeout_s);
 	if (unattended_be_modest(a.nice, a.idle, &err) < 0 ||
