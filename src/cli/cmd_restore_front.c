@@ -136,7 +136,7 @@ static void pass_signal(struct restore_front *f, const struct restore_watch *w, 
 
 	if (sig == SIGCHLD)
 		return;
-	f->told_to_end |= sig == SIGTERM || sig == SIGINT || sig == SIGQUIT || sig == SIGHUP;
+	f->told_to_end |= sig == SIGTERM || sig == SIGINT || sig == SIGQUIT;
 	/* What the terminal sends, it sends to all of a process group. */
 	if (si->ssi_code == SI_KERNEL && getpgid(pid) == getpgrp())
 		return;

@@ -150,6 +150,26 @@ static int tick(void *arg)
 	return wait_ms;
 }
 
+/* The restore that stood in for a process was killed alone: the kernel has given that to us. */
+static bool take_in(struct run_program *p)
+{
+	siginfo_t si;
+
+	if (p->child == p->pid || !procstat_is(p->pid, p->start_ticks) ||
+	    waitid(P_PID, (id_t)p->pid, &si, WEXITED | WNOHANG | WNOWAIT) < 0)
+		return false;
+	p->child = p->pid;
+	return true;
+}
+
+static bool goes_on(struct run_program *p, int status)
+{
+	if (take_in(p))
+		return true;
+	return WIFEXITED(status) && !WEXITSTATUS(status) && waitpid(-1, NULL, WNOHANG) >= 0 &&
+	       find_heir(p);
+}
+
 /* Until it has ended, and whatever it has become. False: it cannot be told how it ended. */
 static bool stand_in(const struct run_args *a, struct run_program *p, bool *ret_told,
 		     int *ret_status)
@@ -168,23 +188,26 @@ static bool stand_in(const struct run_args *a, struct run_program *p, bool *ret_
 		run_service_begin(&v.service, a, &v.program);
 		known = front_wait(&f, &w, v.program.child, &early, ret_status);
 		run_service_end(&v.service);
-	} while (known && WIFEXITED(*ret_status) && !WEXITSTATUS(*ret_status) &&
-		 waitpid(-1, NULL, WNOHANG) >= 0 && find_heir(&v.program));
-	*ret_told = f.told_to_end;
+	} while (known && goes_on(&v.program, *ret_status));
+	/* SIGHUP has servers read their files again: it asks for the end of those only that it ends. */
+	*ret_told = f.told_to_end ||
+		    (known && WIFSIGNALED(*ret_status) && WTERMSIG(*ret_status) == SIGHUP);
 	if (f.tty >= 0)
 		close(f.tty);
 	return known;
 }
 
-/* -1: it runs. */
-static int bring_up(const struct run_args *a, struct run_program *p)
+/* -1: it runs. *ret_told: and has been told to end while it was brought back. */
+static int bring_up(const struct run_args *a, struct run_program *p, bool *ret_told)
 {
 	bool found = false;
 	int sig = 0, code = 0;
 
 	if (a->restore_or_start)
 		code = run_program_restore(a, p, &found, &sig);
-	if (sig) {
+	*ret_told = sig;
+	/* A restore that was complete by then passes it on. */
+	if (sig && !found) {
 		sigset_t set;
 
 		signal(sig, SIG_DFL);
@@ -217,20 +240,21 @@ static int run_command(const struct run_args *a)
 	struct run_program p;
 	unsigned nr_quick = 0;
 	int status;
-	bool told;
+	bool told, told_early;
 
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
 	/* The agent need not ask for snapshots, nor whoever restores it. */
 	setenv("UFFD_SNAP_SUPERVISED", "1", 1);
 	for (;;) {
-		int code = bring_up(a, &p);
+		int code = bring_up(a, &p, &told_early);
 		uint64_t start = now_ns();
 
 		if (code >= 0)
 			return code;
 		if (!stand_in(a, &p, &told, &status))
 			return EXIT_FAILED;
-		if (!a->restart || told || (WIFEXITED(status) && !WEXITSTATUS(status)))
+		if (!a->restart || told || told_early ||
+		    (WIFEXITED(status) && !WEXITSTATUS(status)))
 			return front_end_as(status);
 		uint64_t lived_s = (now_ns() - start) / 1000000000;
 

@@ -28,10 +28,14 @@ extern char **environ;
 void run_signals(sigset_t *ret)
 {
 	static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGCHLD};
+	struct sigaction sa;
 
 	sigemptyset(ret);
 	for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
-		sigaddset(ret, signals[i]);
+		/* As started by nohup, or in the background by a shell without job control: blocked, it
+		 * would wait for us. */
+		if (sigaction(signals[i], NULL, &sa) < 0 || sa.sa_handler != SIG_IGN)
+			sigaddset(ret, signals[i]);
 }
 
 /* ---- children ------------------------------------------------------------------------------ */
@@ -361,13 +365,17 @@ static enum outcome try_each(const struct run_args *a, const struct store_images
 		enum outcome o = DAMAGED;
 
 		snprintf(ref, sizeof(ref), "%s@%s", a->name, images->image[i].id);
-		if (!links[i].readable)
+		if (!links[i].readable) {
 			msg_error("%s", links[i].why);
-		else if (links[i].nr_missing)
+			/* One that we may not read may be as good as any. */
+			if (!links[i].damaged)
+				o = FAILED;
+		} else if (links[i].nr_missing) {
 			msg_error("cannot restore '%s': it needs image %s, which is missing", ref,
 				  links[i].missing);
-		else
+		} else {
 			o = restore_one(a, ref, ret, ret_signal);
+		}
 		if (o == RUNS && !a->quiet)
 			msg_info("brought back '%s' as process %d", ref, (int)ret->pid);
 		if (o != DAMAGED)

@@ -1,0 +1,131 @@
+#!/bin/bash
+# Signals that are no wish for an end do not end the supervision; a restore killed alone, an image that cannot be read and a stop from the terminal do no harm.
+# timeout: 60
+. "$(dirname "$0")/../lib.sh"
+. "$TESTS/lib-work.sh"
+. "$TESTS/lib-restore.sh"
+
+need python3 jq setpriv
+export UFFD_SNAP_STORE=$PWD/store
+
+cat >program.py <<'END'
+import os, signal, sys, time
+if sys.argv[1] == "reads": signal.signal(signal.SIGHUP, lambda *a: None)
+print("begin", os.getpid(), file=open(sys.argv[2], "a"), flush=True)
+while True: time.sleep(0.01)
+END
+_began() { [ "$(wc -l <"$1")" -ge "$2" ]; }
+# last FILE: the PID of the one that began last; it is ended with the test.
+last() { sed -n '$s/^begin //p' "$1"; }
+
+# ---- SIGHUP -----------------------------------------------------------------------------
+
+# Whoever has its files read again with it wants it to be there.
+: >reads
+"$UFFD_SNAP" run --name reads --restart -- python3 program.py reads reads 2>reads.err </dev/null &
+run=$!
+adopt $run
+wait_until 10 _began reads 1
+kill -HUP $run
+sleep 0.2
+kill -KILL "$(last reads)"
+wait_until 10 _began reads 2
+kill -TERM $run
+status=0
+wait $run || status=$?
+same 'status after SIGTERM' $status 143
+_began reads 3 && fail 'started again after SIGTERM'
+
+# It was ignored when run was started, as under nohup: it ends no wait.
+: >nohup.began
+(
+	trap '' HUP
+	exec "$UFFD_SNAP" run --name nohup --restart -- python3 program.py no nohup.began 2>nohup.err </dev/null
+) &
+run=$!
+adopt $run
+wait_until 10 _began nohup.began 1
+kill -HUP $run
+sleep 0.2
+kill -KILL "$(last nohup.began)"
+wait_until 10 _began nohup.began 2
+kill -TERM $run
+wait $run || true
+
+# Of one that it ends it is the end.
+: >ends
+"$UFFD_SNAP" run --name ends --restart -- python3 program.py no ends 2>ends.err </dev/null &
+run=$!
+adopt $run
+wait_until 10 _began ends 1
+kill -HUP $run
+status=0
+wait $run || status=$?
+same 'status after SIGHUP' $status 129
+
+# ---- the restore that stands in is killed -----------------------------------------------------
+
+_imaged() { [ -n "$(usnap list -q "$1" 2>/dev/null)" ]; }
+: >back
+begin_run() {
+	"$UFFD_SNAP" run --name back --restore-or-start "$@" -- python3 program.py no back 2>>back.err </dev/null &
+	run=$!
+	adopt $run
+}
+begin_run --every 1s
+wait_until 10 _began back 1
+wait_until 10 _imaged back
+kill -KILL "$(last back)"
+wait $run || true
+begin_run --restart
+_back() { grep -q 'brought back' back.err; }
+wait_until 20 _back
+program=$(sed -n 's/.* as process //p' back.err)
+adopt "$program"
+restore=$(pgrep -P $run -f 'uffd-snap restore')
+[ "$restore" -gt 0 ]
+kill -KILL "$restore"
+sleep 0.5
+alive $run || fail "run has ended with the restore: $(cat back.err)"
+alive "$program" || fail 'the program has ended with the restore'
+same 'parent of the program' "$(sed -n 's/^PPid:\t//p' "/proc/$program/status")" $run
+kill -TERM $run
+status=0
+wait $run || status=$?
+same 'status of the program' $status 143
+same 'starts of the program' "$(wc -l <back)" 1
+
+# ---- an image that may not be read ------------------------------------------------------------
+
+if [ "$(id -u)" -eq 0 ]; then
+	as=(setpriv --bounding-set '-dac_override,-dac_read_search')
+else
+	as=()
+fi
+chmod 000 "$(usnap list --json back | jq -r '.images[-1].file')"
+exits 1 "${as[@]}" "$UFFD_SNAP" run --name back --restore-or-start -- touch begun
+says err 'Permission denied'
+says err "cannot bring back 'back', and it is not started anew"
+[ ! -e begun ] || fail 'started without its data'
+
+# ---- a stop from the terminal ---------------------------------------------------------------
+
+# The target would be stopped with it, at its next write.
+start python3 -c '
+import time
+a = bytearray(32 << 20)
+for i in range(0, len(a), 4096): a[i] = 1
+print("ready", flush=True)
+time.sleep(1000)'
+# shellcheck disable=SC2154 # of lib.sh
+wait_until 10 grep -q ready "$started_log"
+"$UFFD_SNAP" snapshot -q --rate 4M "$started" -o slow.usnap &
+slow=$!
+adopt $slow
+_running() { usnap ps --json | jq -e ".processes[] | select(.pid == $started) | .running"; }
+wait_until 10 _running
+kill -TSTP $slow
+sleep 0.2
+[[ $(sed -n 's/^State:\t\(.\).*/\1/p' /proc/$slow/status) != T ]] || fail 'the snapshot stops'
+kill -TERM $slow
+wait $slow || true
