@@ -167,14 +167,15 @@ static int64_t messages_fd(void)
 
 void agent_service_start(const struct around *self)
 {
-	const char *sig = around_env(AGENT_ENV_SIGNAL);
+	const char *sig = around_env(AGENT_ENV_SIGNAL), *every = around_env(AGENT_ENV_EVERY);
 	char which[64];
 	struct around_text t = {which, sizeof(which), 0, false};
 	int64_t fd;
 
+	/* Empty ones are as good as none, as for the command. */
 	if (sig && *sig && !catch_signal(sig))
 		complain("UFFD_SNAP_SIGNAL is no signal that can be used");
-	if (around_env(AGENT_ENV_SUPERVISED) || !(around_env(AGENT_ENV_EVERY) || sig))
+	if (around_env(AGENT_ENV_SUPERVISED) || !((every && *every) || (sig && *sig)))
 		return;
 	around_add_number(&t, self->pid, 10);
 	around_add(&t, ":");
