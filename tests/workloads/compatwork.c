@@ -183,7 +183,9 @@ static void show_descriptors(void)
 	while ((e = readdir(d)))
 		n += e->d_name[0] != '.' && atoi(e->d_name) != dirfd(d);
 	closedir(d);
-	printf("descriptors %d, next %d\n", n, open("/", O_RDONLY));
+	int next = open("/", O_RDONLY);
+	printf("descriptors %d, next %d\n", n, next);
+	close(next);
 }
 
 static void memory_work(void)
@@ -205,7 +207,7 @@ static void become_daemon(const char *file)
 		close(fd);
 	open("/dev/null", O_RDONLY);
 	must(open(file, O_WRONLY | O_CREAT | O_APPEND, 0644) == 1, "the first descriptor");
-	dup(1);
+	must(dup(1) == 2, "the second descriptor");
 }
 
 static void filter(void)

@@ -60,7 +60,8 @@ int main(int argc, char **argv)
 	unsigned answer = strcmp(argv[1], "kill") == 0
 				  ? SECCOMP_RET_KILL_PROCESS
 				  : SECCOMP_RET_ERRNO | (unsigned)atoi(argv[1]);
-	for (char *name = strtok(argv[2], ","); name && n < 126; name = strtok(NULL, ",")) {
+	char *rest = argv[2], *name;
+	while ((name = strsep(&rest, ",")) && n < 126) {
 		unsigned this = *name == '+' ? SECCOMP_RET_ERRNO | ENOSYS : answer;
 
 		code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K,
