@@ -85,6 +85,24 @@ kill -KILL "$pid"
 killed "$pid"
 rm -f ./*.usnap "$sock"
 
+# ---- by itself: nobody but the server asks for an image --------------------------------------
+
+begin redis "${as[@]}" LD_PRELOAD="$AGENT" UFFD_SNAP_NAME=self UFFD_SNAP_EVERY=1s UFFD_SNAP_STORE="$place/work/store" \
+	redis-server "${options[@]}"
+wait_until 20 rcli ping
+rcli set by itself >/dev/null
+imaged self
+kill -KILL "$pid"
+killed "$pid"
+pid=$(user "$UFFD_SNAP" restore -q --detach --store "$place/work/store" self 2>restore.err) ||
+	fail "restore: $(cat restore.err)"
+adopt "$pid"
+wait_until 20 rcli ping
+same 'a key of the server that took itself' "$(rcli get by)" itself
+kill -KILL "$pid"
+killed "$pid"
+rm -f "$sock"
+
 # ---- supervised -----------------------------------------------------------------------------
 
 : >redis.log
