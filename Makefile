@@ -41,6 +41,8 @@ FUZZSAN := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-fram
 # The agent is a library of its own, loaded into other people's programs.
 AGENT_SRCS := $(wildcard src/agent/*.c)
 AGENT_OBJS := $(AGENT_SRCS:%.c=$(B)/%.o) $(patsubst %.S,$(B)/%.o,$(wildcard src/agent/*.S))
+# The gate once more, as bytes that the command puts into a process without an agent.
+BLOB_OBJS := $(B)/src/agent/blob-gate.o $(B)/src/agent/blob-gatecall.o
 SRCS     := $(filter-out $(AGENT_SRCS),$(wildcard src/*/*.c src/*/*/*.c))
 OBJS     := $(SRCS:%.c=$(B)/%.o)
 LIB_OBJS := $(filter $(B)/src/common/% $(B)/src/image/%,$(OBJS))
@@ -85,7 +87,7 @@ $(B)/tests/%.o: ALL_CFLAGS += $(TEST_WARN)
 
 # --- command and library -----------------------------------------------------
 
-$(B)/uffd-snap: $(OBJS)
+$(B)/uffd-snap: $(OBJS) $(BLOB_OBJS)
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ $(LIBS)
 
 $(B)/$(LIB_SO): $(LIB_OBJS) $(LIB_MAP)
@@ -111,6 +113,19 @@ $(B)/libuffd-snap.a: $(LIB_OBJS)
 $(AGENT_OBJS): override SAN :=
 $(B)/src/agent/gate.o $(B)/src/agent/gatecall.o: ALL_CFLAGS += -fno-stack-protector -mgeneral-regs-only
 
+BLOB_CFLAGS = $(filter-out -g,$(ALL_CFLAGS)) -fno-stack-protector -mgeneral-regs-only -fno-jump-tables \
+	-fno-asynchronous-unwind-tables -O2
+$(BLOB_OBJS): override SAN :=
+$(B)/src/agent/blob-%.o: src/agent/%.c $(B)/flags
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CPPFLAGS) -DGATE_BLOB $(BLOB_CFLAGS) -c -o $@ $<
+	objcopy --rename-section .text=gateblob --prefix-symbols=blob_ $@
+	@! objdump -h $@ | grep -E '\.(rodata|data\.rel)' || { echo "$@ refers to data of its own" >&2; false; }
+$(B)/src/agent/blob-%.o: src/agent/%.S $(B)/flags
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CPPFLAGS) -DGATE_BLOB -MMD -MP -c -o $@ $<
+	objcopy --prefix-symbols=blob_ $@
+
 $(B)/$(AGENT_SO): $(AGENT_OBJS) src/agent/agent.map
 	$(CC) -shared -pthread $(LDFLAGS) -Wl,-soname,$(AGENT_SO) -Wl,--version-script=src/agent/agent.map \
 		-Wl,-z,defs,-z,now,-z,relro,-z,nodelete -o $@ $(AGENT_OBJS)
@@ -120,7 +135,7 @@ comma := ,
 # --- tests -------------------------------------------------------------------
 
 # Everything but main(), for tests to link what they need of.
-$(B)/uffd-snap-test.a: $(filter-out $(B)/src/cli/main.o,$(OBJS))
+$(B)/uffd-snap-test.a: $(filter-out $(B)/src/cli/main.o,$(OBJS)) $(BLOB_OBJS)
 	rm -f $@
 	ar rcsT $@ $^
 

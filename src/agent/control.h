@@ -91,7 +91,8 @@ struct agent_control {
 	 * not take. By the snapshotter. */
 	uint64_t at_work;
 	uint64_t moving; /* the agent's: a lock */
-	uint64_t reserved[2];
+	uint64_t inside; /* calls that are on their way through an injected gate */
+	uint64_t reserved[1];
 	struct agent_range excludes[AGENT_EXCLUDES]; /* what an image need not hold: read at T0 */
 	struct agent_slot slots[AGENT_SLOTS];
 };

@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include <sys/types.h>
 
+#include "agent/agent.h"
 #include "agent/gate.h"
 #include "agent/raw.h"
 
@@ -68,7 +69,7 @@ EXPORTED void *mremap(void *addr, size_t old_len, size_t len, int flags, ...)
 	const struct gate_call call = {
 		SYS_mremap, {word(addr), old_len, len, (uint64_t)(int64_t)flags, word(to)}};
 
-	return (void *)(uintptr_t)finish(gate_mremap(&call));
+	return (void *)(uintptr_t)finish(gate_mremap(&agent_control, &call));
 }
 
 static void *map(enum export which, void *addr, size_t len, int prot, int flags, int fd,

@@ -31,17 +31,7 @@ enum {
 };
 
 _Static_assert(offsetof(struct agent_control, active) == GATE_ACTIVE, "as gatecall.S has it");
-
-uint64_t gate_back[GATE_SITES];
-
-extern const char gate_critical_start[] __attribute__((visibility("hidden")));
-extern const char gate_critical_end[] __attribute__((visibility("hidden")));
-
-void gate_tell(struct agent_control *c)
-{
-	c->critical_start = (uintptr_t)gate_critical_start;
-	c->critical_end = (uintptr_t)gate_critical_end;
-}
+_Static_assert(offsetof(struct agent_control, inside) == GATE_INSIDE, "as gatecall.S has it");
 
 static uint64_t load(const uint64_t *p)
 {
@@ -315,9 +305,8 @@ static int64_t move(struct agent_control *c, const struct gate_call *call)
 	return r;
 }
 
-int64_t gate_mremap(const struct gate_call *call)
+int64_t gate_mremap(struct agent_control *c, const struct gate_call *call)
 {
-	struct agent_control *c = &agent_control;
 	int64_t r = move(c, call);
 
 	/* While memory is registered, and while it is given back, a mapping is in two parts, and
@@ -332,6 +321,19 @@ int64_t gate_mremap(const struct gate_call *call)
 	return r;
 }
 
+#ifndef GATE_BLOB
+
+uint64_t gate_back[GATE_SITES];
+
+extern const char gate_critical_start[] __attribute__((visibility("hidden")));
+extern const char gate_critical_end[] __attribute__((visibility("hidden")));
+
+void gate_tell(struct agent_control *c)
+{
+	c->critical_start = (uintptr_t)gate_critical_start;
+	c->critical_end = (uintptr_t)gate_critical_end;
+}
+
 /* Called from gatecall.S as well, where _exit(2) comes later. */
 __attribute__((destructor)) void gate_exit(void)
 {
@@ -339,3 +341,5 @@ __attribute__((destructor)) void gate_exit(void)
 
 	gate_hold(&agent_control, &call);
 }
+
+#endif

@@ -28,6 +28,7 @@
 
 /* Offset of active in struct agent_control, for gatecall.S. */
 #define GATE_ACTIVE 56
+#define GATE_INSIDE 192
 
 /* Calls of libc's that can be led here; their numbers are those of the entries in gatecall.S. */
 #define GATE_MUNMAP 0
@@ -61,7 +62,7 @@ int64_t gate_make(uint64_t nr, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a
 uint64_t gate_hold(struct agent_control *c, const struct gate_call *call);
 
 /* Makes an mremap(). */
-int64_t gate_mremap(const struct gate_call *call);
+int64_t gate_mremap(struct agent_control *c, const struct gate_call *call);
 
 /* When the process ends: waits for a snapshot that is active, if that is wanted. */
 void gate_exit(void);

@@ -10,13 +10,47 @@
 #define NR_exit_group 231
 #define NR_execveat 322
 
+#ifdef GATE_BLOB
+/* A copy that goes into a process which has no agent: what it refers to is in it, or is named here
+ * by whoever puts it there. */
+	.section gateblob, "ax", @progbits
+	.p2align 4
+	.globl gate_control
+	.hidden gate_control
+gate_control:
+	.quad	0
+	.globl gate_back
+gate_back:
+	.fill	GATE_SITES, 8, 0
+
+	.macro control reg
+	mov	gate_control(%rip), \reg
+	.endm
+	/* Whether anybody is in here must be known before it is taken out. */
+	.macro enter
+	mov	gate_control(%rip), %rcx
+	lock incq GATE_INSIDE(%rcx)
+	.endm
+	.macro leave_it
+	mov	gate_control(%rip), %rcx
+	lock decq GATE_INSIDE(%rcx)
+	.endm
+#else
 	.hidden agent_control
-	.hidden gate_hold
 	.hidden gate_exit
+	.macro control reg
+	lea	agent_control(%rip), \reg
+	.endm
+	.macro enter
+	.endm
+	.macro leave_it
+	.endm
+	.text
+#endif
+
+	.hidden gate_hold
 	.hidden gate_mremap
 	.hidden gate_back
-
-	.text
 
 /*
  * The call's number in rax, its arguments where the kernel wants them. As the
@@ -29,7 +63,8 @@
 gate_call:
 	.cfi_startproc
 	endbr64
-	lea	agent_control+GATE_ACTIVE(%rip), %rcx
+	control	%rcx
+	lea	GATE_ACTIVE(%rcx), %rcx
 	xor	%r11d, %r11d
 	/* From here to the system call no register may change: see critical_start. */
 	.globl gate_critical_start
@@ -55,7 +90,7 @@ gate_critical_end:
 	push	%rsi
 	push	%rdi
 	push	%rax
-	lea	agent_control(%rip), %rdi
+	control	%rdi
 	mov	%rsp, %rsi
 	and	$-16, %rsp
 	cld
@@ -72,7 +107,8 @@ gate_critical_end:
 	pop	%rbp
 	.cfi_def_cfa %rsp, 8
 	.cfi_restore %rbp
-	lea	agent_control+GATE_ACTIVE(%rip), %rcx
+	control	%rcx
+	lea	GATE_ACTIVE(%rcx), %rcx
 	jmp	gate_critical_start
 	.cfi_endproc
 	.size gate_call, . - gate_call
@@ -92,10 +128,17 @@ gate_critical_end:
 gate_site_\number:
 	.endm
 
+	.macro out number
+gate_out_\number:
+	.endm
+
 	.macro site number, nr
 	entry	\number
+	enter
 	mov	$\nr, %eax
 	held
+	leave_it
+gate_out_\number:
 	jmp	*gate_back+8*\number(%rip)
 	.endm
 
@@ -110,6 +153,7 @@ gate_sites:
 
 /* mremap(2) takes more than one step. */
 	entry	GATE_MREMAP
+	enter
 	lea	-128(%rsp), %rsp
 	push	%rbp
 	mov	%rsp, %rbp
@@ -120,7 +164,8 @@ gate_sites:
 	push	%rsi
 	push	%rdi
 	push	$NR_mremap
-	mov	%rsp, %rdi
+	control	%rdi
+	mov	%rsp, %rsi
 	and	$-16, %rsp
 	cld
 	call	gate_mremap
@@ -133,6 +178,8 @@ gate_sites:
 	pop	%r9
 	pop	%rbp
 	lea	128(%rsp), %rsp
+	leave_it
+	out	GATE_MREMAP
 	jmp	*gate_back+8*GATE_MREMAP(%rip)
 
 /*
@@ -160,11 +207,14 @@ gate_sites:
 	je	1f
 	jmp	*gate_back+8*GATE_SYSCALL(%rip)
 1:
+	enter
 	held
+	leave_it
 	mov	gate_back+8*GATE_SYSCALL(%rip), %rcx
 	add	$2, %rcx
 	jmp	*%rcx
 
+#ifndef GATE_BLOB
 /* _exit(2): "mov $231, %esi"; the call follows later, from a register. */
 	entry	GATE_EXIT
 	lea	-128(%rsp), %rsp
@@ -181,6 +231,7 @@ gate_sites:
 	lea	128(%rsp), %rsp
 	mov	$NR_exit_group, %esi
 	jmp	*gate_back+8*GATE_EXIT(%rip)
+#endif
 	.size gate_sites, . - gate_sites
 
 /* uint64_t gate_entry(unsigned site) */
@@ -216,8 +267,13 @@ gate_make:
 	.long	gate_site_\number - gate_offsets
 	.endm
 
+#ifndef GATE_BLOB
 	.section .rodata
+#endif
 	.p2align 2
+	/* Of the entries, and of the last instruction of each. */
+	.globl gate_offsets
+	.hidden gate_offsets
 gate_offsets:
 	offset	GATE_MUNMAP
 	offset	GATE_MADVISE
@@ -227,6 +283,22 @@ gate_offsets:
 	offset	GATE_LD_MUNMAP
 	offset	GATE_EXECVE
 	offset	GATE_SYSCALL
+#ifndef GATE_BLOB
 	offset	GATE_EXIT
+#endif
+
+#ifdef GATE_BLOB
+	.macro offset_out number
+	.long	gate_out_\number - gate_offsets
+	.endm
+	.globl gate_outs
+	.hidden gate_outs
+gate_outs:
+	offset_out GATE_MUNMAP
+	offset_out GATE_MADVISE
+	offset_out GATE_MREMAP
+	offset_out GATE_MMAP
+	offset_out GATE_BRK
+#endif
 
 	.section .note.GNU-stack, "", @progbits

@@ -303,6 +303,7 @@ int arm(struct capture *c, struct usnap_err *err)
 		if (pass > 0)
 			maps_inherit_flags(&maps, &c->maps);
 		maps_free(&c->maps);
+		inject_hide(c, &maps);
 		c->maps = maps;
 		r = arm_cover(c, &c->maps, false, err);
 		if (r < 0)

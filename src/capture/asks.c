@@ -68,7 +68,9 @@ void asks_find(struct capture *c)
 	struct agent_found found;
 
 	asks_free(&c->asks);
-	bool there = agent_find(c->target->pid, &c->maps, &found) && lies_well(c, found.control);
+	bool there = inject_is_there(c) ? agent_look(c->target->pid, inject_beacon(c), &found) == 1
+					: agent_find(c->target->pid, &c->maps, &found) == 1 &&
+						  lies_well(c, found.control);
 	if (there) {
 		c->asks.fd = openat(c->target->procfd, "mem", O_RDWR | O_CLOEXEC);
 		there = c->asks.fd >= 0;
@@ -122,7 +124,7 @@ void asks_begin(struct capture *c, bool hold)
 	uint64_t session = 0;
 
 	/* The mappings are those of T0 now. */
-	if (!c->asks.control || !lies_well(c, c->asks.control) ||
+	if (!c->asks.control || (!inject_is_there(c) && !lies_well(c, c->asks.control)) ||
 	    getrandom(&session, sizeof(session), GRND_NONBLOCK) != sizeof(session) || !session)
 		return;
 	put(c, FIELD(c, last_session), session);
@@ -135,6 +137,8 @@ void asks_begin(struct capture *c, bool hold)
 	pthread_mutex_unlock(&c->fault_lock);
 	if (!put(c, FIELD(c, active), session))
 		c->asks.session = 0;
+	else
+		inject_lead(c);
 }
 
 void asks_end(struct capture *c)

@@ -65,6 +65,7 @@ char *capture_stats_json(const struct capture *c)
 	set(j, "rescued_pages", s->rescued_pages);
 	set(j, "asks", s->asks);
 	set(j, "asked_pages", s->asked_pages);
+	json_object_set_new(j, "injected", json_boolean(s->injected));
 	set(j, "torn", s->torn);
 	if (s->torn)
 		json_object_set_new(j, "torn_reason", json_string(s->torn_reason));

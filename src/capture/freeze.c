@@ -323,6 +323,7 @@ static void read_mappings(void *arg)
 	if (reading->result < 0)
 		return;
 	maps_inherit_flags(&fresh, &c->maps);
+	inject_hide(c, &fresh);
 	maps_free(&c->maps);
 	c->maps = fresh;
 	c->stats.regions = fresh.n;

@@ -274,6 +274,8 @@ static int attempt(struct capture *c, bool held, struct usnap_err *err)
 						c->target->pid);
 	}
 	if (r == 0)
+		inject_clean(c);
+	if (r == 0)
 		asks_find(c);
 	if (r == 0 && (r = guards_prepare(c)) < 0)
 		usnap_fail_errno(err, r, "cannot look for guard pages of process %d",
@@ -347,6 +349,7 @@ static void detach(struct capture *c)
 	asks_end(c);
 	release(c);
 	asks_leave(c);
+	inject_remove(c);
 	fault_stop(c);
 	if (c->uffd >= 0)
 		close(c->uffd);
@@ -393,6 +396,12 @@ static int attempts(struct capture *c, struct usnap_err *err)
 			return usnap_hint(err,
 					  "without --no-hold its threads are held for the copy");
 		}
+		/* What leads there must be gone before the next T0. */
+		if (c->inject.leads && inject_remove(c) < 0)
+			return usnap_fail(err, -EBUSY,
+					  "cannot take a consistent snapshot of process %d: %s",
+					  c->target->pid, c->stats.torn_reason);
+		inject_prepare(c);
 	}
 }
 
@@ -411,6 +420,8 @@ static void capture_free(struct capture *c)
 	ranges_free(&c->young);
 	ranges_free(&c->excluded);
 	asks_free(&c->asks);
+	if (c->inject.fd >= 0)
+		close(c->inject.fd);
 	free(c->deferred);
 	if (c->nowhere != MAP_FAILED)
 		munmap(c->nowhere, PAGE_BYTES);
@@ -461,7 +472,7 @@ int capture_run(struct capture **ret, struct target *target, struct image_writer
 	c->options = *options;
 	c->target = target;
 	c->writer = writer;
-	c->uffd = c->mem_fd = c->asks.fd = -1;
+	c->uffd = c->mem_fd = c->asks.fd = c->inject.fd = -1;
 	facts_forget(&c->known.facts);
 	c->ksm = ksm_runs();
 	c->guards.shown = guards_are_shown(c);

@@ -15,6 +15,7 @@
 
 #include "capture/asks.h"
 #include "capture/capture.h"
+#include "capture/inject.h"
 #include "capture/pageset.h"
 #include "capture/pool.h"
 #include "capture/segmap.h"
@@ -109,6 +110,7 @@ struct capture {
 	pid_t last_discarder;
 	struct ranges rescued;
 	struct asks asks;
+	struct inject inject;
 
 	/* Odd while events are being read; moves on with every event (sweep.c). */
 	_Atomic uint64_t event_seq;

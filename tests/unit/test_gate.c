@@ -309,14 +309,14 @@ static int64_t move(uint64_t from, uint64_t len, uint64_t to)
 	const struct gate_call call = {SYS_mremap,
 				       {from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, to}};
 
-	return gate_mremap(&call);
+	return gate_mremap(block, &call);
 }
 
 static int64_t grow(uint64_t from, uint64_t len)
 {
 	const struct gate_call call = {SYS_mremap, {from, len, 2 * len, MREMAP_MAYMOVE}};
 
-	return gate_mremap(&call);
+	return gate_mremap(block, &call);
 }
 
 static void *make_whole(void *arg)

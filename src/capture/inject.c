@@ -1,0 +1,478 @@
+#include "capture/inject.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "capture/session.h"
+#include "common/util.h"
+#include "process/agent_find.h"
+
+enum {
+	INSTRUCTION = 5,
+	STOP_NS = 20000000,
+	BUILD_TRIES = 10,
+	REMOVE_TRIES = 100,
+	REMOVE_WAIT_US = 2000,
+	STACK_LOOK = 65536, /* bytes of each stack in which a return address would lie */
+	CODE_PAGES = 2,
+	ENTER_BYTES = 15, /* of an entry, until a thread is counted */
+	CONTROL_PAGES = (sizeof(struct agent_control) + AGENT_PAGE - 1) / AGENT_PAGE,
+};
+/* Of libc's code at most. */
+#define TEXT_MAX ((uint64_t)8 << 20)
+/* How far a jump reaches, with room to spare. */
+#define REACH ((uint64_t)1 << 30)
+
+/* One page of nothing around each. */
+#define CODE_AT PAGE_BYTES
+#define CONTROL_AT (CODE_AT + (CODE_PAGES + 1) * PAGE_BYTES)
+#define BEACON_AT (CONTROL_AT + (CONTROL_PAGES + 1) * PAGE_BYTES)
+#define ALL_BYTES (BEACON_AT + (AGENT_BEACON_PAGES + 1) * PAGE_BYTES)
+
+/* The code, in this program's own memory, where it is never run. */
+extern const unsigned char __start_gateblob[], __stop_gateblob[];
+extern const unsigned char blob_gate_control[], blob_gate_back[], blob_gate_critical_start[],
+	blob_gate_critical_end[];
+extern const int32_t blob_gate_offsets[], blob_gate_outs[];
+
+static size_t offset_of(const void *p)
+{
+	return (uintptr_t)p - (uintptr_t)__start_gateblob;
+}
+
+static const struct {
+	unsigned char code[16];
+	unsigned char len;
+	unsigned char align; /* of the first byte */
+} shapes[GATE_SITES] = {
+	/* mov $nr, %eax; syscall; cmp $-4095, %rax; jae */
+	[GATE_MUNMAP] = {{0xb8, 0x0b, 0, 0, 0, 0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff,
+			  0x73},
+			 14,
+			 16},
+	[GATE_MADVISE] = {{0xb8, 0x1c, 0, 0, 0, 0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff,
+			   0x73},
+			  14,
+			  16},
+	/* cmp $-4096, %rax; ja */
+	[GATE_MREMAP] = {{0xb8, 0x19, 0, 0, 0, 0x0f, 0x05, 0x48, 0x3d, 0x00, 0xf0, 0xff, 0xff,
+			  0x77},
+			 14,
+			 1},
+	[GATE_MMAP] = {{0xb8, 0x09, 0, 0, 0, 0x0f, 0x05, 0x48, 0x3d, 0x00, 0xf0, 0xff, 0xff, 0x77},
+		       14,
+		       1},
+	/* mov __curbrk@GOT, %rdx */
+	[GATE_BRK] = {{0xb8, 0x0c, 0, 0, 0, 0x0f, 0x05, 0x48, 0x8b, 0x15}, 10, 16},
+};
+
+bool inject_is_there(const struct capture *c)
+{
+	return c->inject.len;
+}
+
+uint64_t inject_beacon(const struct capture *c)
+{
+	return c->inject.base + BEACON_AT;
+}
+
+uint64_t inject_control(const struct capture *c)
+{
+	return c->inject.base + CONTROL_AT;
+}
+
+static bool put(const struct capture *c, uint64_t addr, const void *data, size_t len)
+{
+	return pwrite(c->inject.fd, data, len, (off_t)addr) == (ssize_t)len;
+}
+
+static bool get(const struct capture *c, uint64_t addr, void *data, size_t len)
+{
+	return pread(c->inject.fd, data, len, (off_t)addr) == (ssize_t)len;
+}
+
+/* ---- where ------------------------------------------------------------------------------------- */
+
+static const struct vma *find_libc(const struct maps *maps)
+{
+	for (size_t i = 0; i < maps->n; i++) {
+		const struct vma *v = &maps->v[i];
+		const char *name = strrchr(v->path, '/');
+
+		if (v->kind == VMA_FILE && v->prot == (PROT_READ | PROT_EXEC) && name &&
+		    (strcmp(name, "/libc.so.6") == 0 || strncmp(name, "/libc-2.", 8) == 0) &&
+		    v->end - v->start <= TEXT_MAX)
+			return v;
+	}
+	return NULL;
+}
+
+/* Each the only one of its kind, so that nothing else can be meant. Returns how many. */
+static unsigned find_sites(const struct vma *libc, const unsigned char *text,
+			   struct inject_site sites[GATE_SITES])
+{
+	const size_t len = libc->end - libc->start;
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < GATE_SITES; i++) {
+		const unsigned char *found = NULL, *p = text;
+		bool several = false;
+
+		sites[i] = (struct inject_site){0};
+		if (!shapes[i].len)
+			continue;
+		while ((p = memmem(p, len - (size_t)(p - text), shapes[i].code, shapes[i].len))) {
+			several |= found != NULL;
+			found = p++;
+		}
+		if (!found || several || (size_t)(found - text) % shapes[i].align)
+			continue;
+		sites[i].addr = libc->start + (uint64_t)(found - text);
+		memcpy(sites[i].old, found, INSTRUCTION);
+		n++;
+	}
+	return n;
+}
+
+/* A gap of len bytes from which libc can be reached and the other way round; 0: none. */
+static uint64_t find_gap(const struct maps *maps, const struct vma *libc, uint64_t len)
+{
+	for (size_t i = 1; i < maps->n; i++) {
+		uint64_t from = maps->v[i - 1].end, to = maps->v[i].start;
+
+		/* Not next to anything: a stack may grow. */
+		if (to < from + len + MIB(4) || to + REACH < libc->start || to > libc->end + REACH)
+			continue;
+		return ALIGN_DOWN(to - len - MIB(2), PAGE_BYTES);
+	}
+	return 0;
+}
+
+/* ---- a stop --------------------------------------------------------------------------------------- */
+
+/* With every thread stopped; -EAGAIN: not possible now. */
+static int with_all_stopped(struct capture *c, int (*fn)(struct capture *))
+{
+	struct usnap_err why = {0};
+	int r = tracees_seize(&c->tracees, c->target, &why);
+
+	if (r == 0)
+		r = tracees_stop(&c->tracees, c->target, true, now_ns() + STOP_NS, &why);
+	if (r == 0)
+		r = capture_memory_gone(c) ? -ESRCH : fn(c);
+	tracees_release(&c->tracees, c->target);
+	return r;
+}
+
+static struct tracee *handy_tracee(struct capture *c)
+{
+	size_t i = 0;
+
+	while (i + 1 < c->tracees.n && remote_is_slow(&c->tracees.t[i]))
+		i++;
+	return &c->tracees.t[i];
+}
+
+/* ---- putting it there ------------------------------------------------------------------------------ */
+
+static int build(struct remote_helper *h, void *arg, struct usnap_err *err)
+{
+	struct capture *c = arg;
+	const uint64_t at = c->inject.base, code_len = CODE_PAGES * PAGE_BYTES;
+	const uint64_t beacon_len = AGENT_BEACON_PAGES * PAGE_BYTES;
+	const uint64_t code = at + CODE_AT, control = at + CONTROL_AT, beacon = at + BEACON_AT;
+	unsigned char text[CODE_PAGES * PAGE_BYTES] = {0};
+	const size_t len = offset_of(__stop_gateblob);
+	uint64_t back[GATE_SITES] = {0};
+
+	if (len > sizeof(text) ||
+	    remote_helper_call(h, SYS_mmap, at, ALL_BYTES, PROT_NONE,
+			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
+			       (uint64_t)-1) != (int64_t)at)
+		return -ENOMEM;
+	c->inject.len = ALL_BYTES;
+	memcpy(text, __start_gateblob, len);
+	memcpy(text + offset_of(blob_gate_control), &control, sizeof(control));
+	for (unsigned i = 0; i < GATE_SITES; i++)
+		back[i] = c->inject.sites[i].addr + INSTRUCTION + 2;
+	memcpy(text + offset_of(blob_gate_back), back, sizeof(back));
+	const struct agent_control block = {
+		.magic = AGENT_MAGIC,
+		.version = AGENT_VERSION,
+		.size = sizeof(block),
+		.flags = AGENT_INJECTED | AGENT_PATCHED,
+		.pid = c->target->pid,
+		.beacon = beacon,
+		.critical_start = code + offset_of(blob_gate_critical_start),
+		.critical_end = code + offset_of(blob_gate_critical_end),
+	};
+	const struct agent_beacon head = {.magic = AGENT_MAGIC, .self = beacon, .control = control};
+	const uint64_t rw = PROT_READ | PROT_WRITE;
+
+	if (remote_helper_call(h, SYS_mprotect, code, code_len, rw, 0, 0) ||
+	    remote_helper_call(h, SYS_mprotect, control, CONTROL_PAGES * PAGE_BYTES, rw, 0, 0) ||
+	    remote_helper_call(h, SYS_mprotect, beacon, beacon_len, rw, 0, 0) ||
+	    !put(c, code, text, sizeof(text)) || !put(c, control, &block, sizeof(block)) ||
+	    !put(c, beacon, &head, sizeof(head)) ||
+	    remote_helper_call(h, SYS_mprotect, beacon, beacon_len, PROT_READ, 0, 0) ||
+	    remote_helper_call(h, SYS_mprotect, code, code_len, PROT_READ | PROT_EXEC, 0, 0)) {
+		remote_helper_call(h, SYS_munmap, at, ALL_BYTES, 0, 0, 0);
+		c->inject.len = 0;
+		return -EPERM;
+	}
+	return 0;
+}
+
+static int build_stopped(struct capture *c)
+{
+	struct usnap_err why = {0};
+
+	return remote_with_helper(handy_tracee(c), c->target, &c->gadgets, build, c, &why);
+}
+
+void inject_prepare(struct capture *c)
+{
+	struct inject *in = &c->inject;
+	struct maps maps = {0};
+
+	if (in->tried || c->uffd < 0 || c->asks.control || maps_read(c->target->procfd, &maps) < 0)
+		return;
+	in->tried = true;
+	in->fd = openat(c->target->procfd, "mem", O_RDWR | O_CLOEXEC);
+	const struct vma *libc = find_libc(&maps);
+	cleanup_free unsigned char *text = libc ? malloc(libc->end - libc->start) : NULL;
+	if (in->fd >= 0 && text && get(c, libc->start, text, libc->end - libc->start) &&
+	    find_sites(libc, text, in->sites) && (in->base = find_gap(&maps, libc, ALL_BYTES))) {
+		int r = -EAGAIN;
+
+		for (unsigned i = 0; i < BUILD_TRIES && r == -EAGAIN; i++)
+			r = with_all_stopped(c, build_stopped);
+		/* Its doorbells are all that is registered of it. */
+		if (in->len && (r < 0 || uffd_register(c->uffd, inject_beacon(c) + PAGE_BYTES,
+						       AGENT_SLOTS * PAGE_BYTES,
+						       UFFDIO_REGISTER_MODE_MISSING) < 0))
+			inject_remove(c);
+	}
+	c->stats.injected = in->len > 0;
+	maps_free(&maps);
+}
+
+/* ---- hiding it -------------------------------------------------------------------------------------- */
+
+void inject_hide(const struct capture *c, struct maps *maps)
+{
+	const uint64_t start = c->inject.base, end = start + c->inject.len;
+	size_t n = 0;
+
+	if (!c->inject.len)
+		return;
+	for (size_t i = 0; i < maps->n; i++) {
+		struct vma *v = &maps->v[i];
+
+		if (v->start >= start && v->end <= end)
+			continue;
+		/* Nothing else is next to it, or has become so since. */
+		if (v->start < start && v->end > start)
+			v->end = start;
+		else if (v->start < end && v->end > end)
+			v->start = end;
+		maps->v[n++] = *v;
+	}
+	maps->n = n;
+}
+
+/* ---- leading there, and back --------------------------------------------------------------------- */
+
+/* Where the copy of an instruction of the gate is. */
+static uint64_t code_at(const struct capture *c, int32_t offset)
+{
+	return c->inject.base + CODE_AT + offset_of(blob_gate_offsets) + (uint64_t)(int64_t)offset;
+}
+
+static void write_back(struct capture *c)
+{
+	for (unsigned i = 0; i < GATE_SITES; i++)
+		if (c->inject.sites[i].addr)
+			put(c, c->inject.sites[i].addr, c->inject.sites[i].old, INSTRUCTION);
+	c->inject.leads = false;
+}
+
+void inject_lead(struct capture *c)
+{
+	struct inject *in = &c->inject;
+
+	if (!in->len)
+		return;
+	in->leads = true;
+	for (unsigned i = 0; i < GATE_SITES; i++) {
+		const struct inject_site *s = &in->sites[i];
+		unsigned char now[INSTRUCTION], jump[INSTRUCTION] = {0xe9};
+		if (!s->addr)
+			continue;
+		int32_t distance =
+			(int32_t)(code_at(c, blob_gate_offsets[i]) - (s->addr + INSTRUCTION));
+
+		/* A debugger may have been there. */
+		if (!get(c, s->addr, now, sizeof(now)) || memcmp(now, s->old, sizeof(now)) != 0)
+			continue;
+		memcpy(jump + 1, &distance, sizeof(distance));
+		put(c, s->addr, jump, sizeof(jump));
+		/* Who is about to make the call is led there, too. */
+		for (size_t k = 0; k < c->tracees.n; k++) {
+			struct tracee *t = &c->tracees.t[k];
+
+			if (t->regs.rip == s->addr + INSTRUCTION && (int64_t)t->regs.orig_rax < 0)
+				ptrace(PTRACE_POKEUSER, t->tid,
+				       offsetof(struct user_regs_struct, rip), s->addr);
+		}
+	}
+}
+
+/* Those that run before a thread is counted as being inside, and after. */
+static bool uncounted(const struct capture *c, uint64_t rip)
+{
+	for (unsigned i = 0; i < GATE_SITES; i++) {
+		if (!shapes[i].len)
+			continue;
+		uint64_t entry = code_at(c, blob_gate_offsets[i]);
+		if ((rip >= entry && rip < entry + ENTER_BYTES) ||
+		    rip == code_at(c, blob_gate_outs[i]))
+			return true;
+	}
+	return false;
+}
+
+/* Whether a thread is in there, or will come back to it: a signal may have interrupted one where it
+ * is not counted, and has put its registers on a stack. */
+static bool occupied(struct capture *c)
+{
+	const uint64_t start = c->inject.base, end = start + c->inject.len;
+	uint64_t inside = 0;
+	cleanup_free uint64_t *stack = malloc(STACK_LOOK);
+
+	if (!stack || !get(c, inject_control(c) + GATE_INSIDE, &inside, sizeof(inside)) || inside)
+		return true;
+	for (size_t i = 0; i < c->tracees.n; i++) {
+		const struct user_regs_struct *r = &c->tracees.t[i].regs;
+		uint64_t from = ALIGN_DOWN(r->rsp, sizeof(uint64_t));
+
+		if (r->rip >= start && r->rip < end)
+			return true;
+		ssize_t n = pread(c->inject.fd, stack, STACK_LOOK, (off_t)from);
+		for (ssize_t k = 0; k < n / (ssize_t)sizeof(uint64_t); k++)
+			if (stack[k] >= start && stack[k] < end && uncounted(c, stack[k]))
+				return true;
+	}
+	return false;
+}
+
+static int unmap(struct remote_helper *h, void *arg, struct usnap_err *err)
+{
+	struct capture *c = arg;
+
+	if (remote_helper_call(h, SYS_munmap, c->inject.base, c->inject.len, 0, 0, 0) == 0)
+		c->inject.len = 0;
+	return 0;
+}
+
+static int remove_stopped(struct capture *c)
+{
+	struct usnap_err why = {0};
+
+	if (c->inject.leads)
+		write_back(c);
+	if (occupied(c))
+		return -EAGAIN;
+	remote_with_helper(handy_tracee(c), c->target, &c->gadgets, unmap, c, &why);
+	return c->inject.len ? -EAGAIN : 0;
+}
+
+int inject_remove(struct capture *c)
+{
+	int r = c->inject.len ? -EAGAIN : 0;
+
+	for (unsigned i = 0; r == -EAGAIN && i < REMOVE_TRIES; i++) {
+		if (i > 0)
+			usleep(REMOVE_WAIT_US);
+		r = with_all_stopped(c, remove_stopped);
+	}
+	if (r == 0 || r == -ESRCH) {
+		if (c->inject.fd >= 0)
+			close(c->inject.fd);
+		c->inject.fd = -1;
+		c->inject.len = 0;
+		return 0;
+	}
+	return -EBUSY;
+}
+
+/* ---- what a dead snapshotter has left ----------------------------------------------------------- */
+
+/* The same code as ours, but for what it is told when it is put there. */
+static bool same_code(const unsigned char *there)
+{
+	const size_t len = offset_of(__stop_gateblob);
+	const size_t from = offset_of(blob_gate_control);
+	const size_t to = offset_of(blob_gate_back) + GATE_SITES * sizeof(uint64_t);
+
+	return memcmp(there, __start_gateblob, from) == 0 &&
+	       memcmp(there + to, __start_gateblob + to, len - to) == 0;
+}
+
+/* What leads from libc to the gate at in->base. */
+static void find_jumps(struct capture *c, const unsigned char *there)
+{
+	uint64_t back[GATE_SITES];
+
+	memcpy(back, there + offset_of(blob_gate_back), sizeof(back));
+	for (unsigned i = 0; i < GATE_SITES; i++) {
+		struct inject_site *s = &c->inject.sites[i];
+		const uint64_t addr = back[i] - INSTRUCTION - 2;
+		unsigned char now[INSTRUCTION];
+		int32_t distance;
+
+		*s = (struct inject_site){0};
+		if (!shapes[i].len || !get(c, addr, now, sizeof(now)) || now[0] != 0xe9)
+			continue;
+		memcpy(&distance, now + 1, sizeof(distance));
+		if (addr + INSTRUCTION + (uint64_t)(int64_t)distance !=
+		    code_at(c, blob_gate_offsets[i]))
+			continue;
+		s->addr = addr;
+		memcpy(s->old, shapes[i].code, INSTRUCTION);
+	}
+}
+
+void inject_clean(struct capture *c)
+{
+	struct inject *in = &c->inject;
+	struct agent_found found;
+	unsigned char there[CODE_PAGES * PAGE_BYTES];
+
+	if (in->len || !c->registered || !agent_find(c->target->pid, &c->maps, &found) ||
+	    !(found.block.flags & AGENT_INJECTED))
+		return;
+	in->base = found.control - CONTROL_AT;
+	in->fd = openat(c->target->procfd, "mem", O_RDWR | O_CLOEXEC);
+	if (in->fd < 0)
+		return;
+	if (found.control > CONTROL_AT && found.beacon == in->base + BEACON_AT &&
+	    get(c, in->base + CODE_AT, there, sizeof(there)) && same_code(there)) {
+		find_jumps(c, there);
+		in->len = ALL_BYTES;
+		in->leads = true;
+		inject_remove(c);
+	}
+	/* Or it stays, and is the target's own, as the image will have it. */
+	in->len = 0;
+	in->leads = false;
+	if (in->fd >= 0)
+		close(in->fd);
+	in->fd = -1;
+}
