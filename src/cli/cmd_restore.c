@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "cli/cli.h"
@@ -228,6 +229,14 @@ static bool is_overtaken(const struct restore_args *a, int code)
 	return code == -EEXIST && a->o.pids == RESTORE_PIDS_AUTO && strcmp(a->o.image, "-") != 0;
 }
 
+/* A command with file capabilities is not dumpable, its files in /proc belong to root, and so would those
+ * of the processes that are built. Tracing it takes its capabilities, all the same. */
+static void own_our_files(void)
+{
+	if (prctl(PR_GET_DUMPABLE) != 1)
+		prctl(PR_SET_DUMPABLE, 1);
+}
+
 /* refs: the image, and the lock that keeps it in the store until it is not needed any more. */
 static int restore(const struct restore_args *a, struct refs *refs, struct restore_front *f)
 {
@@ -364,6 +373,7 @@ static int run_parsed(struct restore_args *a, const char *image, const char *sto
 	a->o.ctx = f;
 	a->o.progress = on_progress;
 	a->o.complete = on_complete;
+	own_our_files();
 	front_begin(f);
 	f->quiet = a->quiet || a->json;
 	f->detach = a->o.detach;

@@ -142,6 +142,21 @@ if user "$place/bin/uffd-snap-all" --version >/dev/null 2>&1; then
 	user "$place/bin/uffd-snap-all" snapshot -q "$started" -o theirs.usnap
 	usnap verify -q theirs.usnap
 	same 'owner of the image' "$(stat -c %u theirs.usnap)" $uid
+	# The command's own files in /proc belong to root. What it restores has none of its rights.
+	touch own.log own.err
+	chown $uid own.log own.err
+	begin own "${as[@]}" "$WORKLOADS/witness"
+	wait_until 20 grep -q ready own.log
+	user "$place/bin/uffd-snap-all" snapshot -q --kill "$pid" -o own.usnap
+	killed "$pid"
+	for how in --same-pid --pid-namespace; do
+		pid=$(user "$place/bin/uffd-snap-all" restore -q --detach $how own.usnap 2>restore.err) ||
+			fail "restore $how: $(cat restore.err)"
+		adopt "$pid"
+		same "its capabilities, $how" "$(sed -n 's/^Cap\(Prm\|Eff\|Inh\|Amb\):\t//p' "/proc/$pid/status" | sort -u)" 0000000000000000
+		kill -KILL "$pid"
+		killed "$pid"
+	done
 else
 	echo 'file capabilities have no effect here'
 fi
