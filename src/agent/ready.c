@@ -23,6 +23,7 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <string.h>
 #include <sys/auxv.h>
@@ -167,6 +168,22 @@ static bool is_meant(const struct around *self)
 	return false;
 }
 
+/* With the agent in the environment of a unit or of a shell, the command gets it too. It is no program to
+ * take, what it starts is, and the variables are for it. */
+static bool is_command(void)
+{
+	static const char name[] = "uffd-snap";
+	char path[512];
+	int64_t n = raw_call(SYS_readlinkat, (uint64_t)AT_FDCWD, (uintptr_t) "/proc/self/exe",
+			     (uintptr_t)path, sizeof(path) - 1, 0, 0);
+
+	if (raw_failed(n))
+		return false;
+	path[n] = '\0';
+	const char *slash = strrchr(path, '/');
+	return slash && !strcmp(slash + 1, name);
+}
+
 static void set_name(const char *name)
 {
 	static const char others[] = ".-_+:";
@@ -274,7 +291,7 @@ void agent_ready_start(void)
 	const char *on_exit_ = around_env(AGENT_ENV_ON_EXIT);
 
 	/* Whoever started a program with more rights than his own has no say in it. */
-	if (getauxval(AT_SECURE)) {
+	if (getauxval(AT_SECURE) || is_command()) {
 		agent_control.pid = 0;
 		return;
 	}

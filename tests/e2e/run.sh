@@ -110,6 +110,17 @@ same 'name of the program' "$(named "$program")" family
 kill -KILL "$program" "$child"
 ended 'killed' 137
 
+# With the agent in the environment of all, as of a unit: the command has it too, and is no program.
+LD_PRELOAD=$B/libuffd-snap-agent.so UFFD_SNAP_NAME=outer "$UFFD_SNAP" run --name inner -- "$WORKLOADS/witness" >said </dev/null &
+run=$!
+adopt $run
+wait_until 10 _says ready
+program=$(pgrep -P $run)
+wait_until 10 _named "$program" inner
+same 'name of the command' "$(named $run)" ''
+kill -TERM $run
+ended 'SIGTERM' 0
+
 # ---- at intervals -----------------------------------------------------------------------
 
 : >taken
