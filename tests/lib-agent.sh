@@ -5,7 +5,7 @@ AGENT=${AGENT:-$B/libuffd-snap-agent.so}
 [ -r "$AGENT" ] || fail "no agent at $AGENT"
 
 # Where the system keeps a library, by its name; empty when it is not there.
-library() { ldconfig -p | awk -v n="$1" '$1 == n && /x86-64/ {print $NF; exit}'; }
+library() { ldconfig -p | awk -v n="$1" '$1 == n && /x86-64/ && !found++ {print $NF}'; }
 
 # run_in DIRECTORY NAME COMMAND...: what it prints and how it ends, in NAME.*. The directory is a
 # fresh one each time, under the same path.

@@ -109,7 +109,7 @@ END
 	(
 		AGENT=$place/agent.so
 		cd "$place/run"
-		unchanged postgres setpriv --reuid "$user" --regid "$user" --clear-groups bash "$place/in.sh"
+		brief=$(full || echo 1) unchanged postgres setpriv --reuid "$user" --regid "$user" --clear-groups bash "$place/in.sh"
 	)
 else
 	echo 'postgres is not installed, or this is not root'
