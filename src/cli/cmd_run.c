@@ -46,8 +46,10 @@ static bool find_heir(struct run_program *p)
 		if (registry_load(&r) < 0)
 			return false;
 		if ((e = registry_heir(&r, p->pid, p->start_ticks))) {
-			*p = (struct run_program){
-				.child = e->pid, .pid = e->pid, .start_ticks = e->start_ticks};
+			*p = (struct run_program){.child = e->pid,
+						  .pid = e->pid,
+						  .start_ticks = e->start_ticks,
+						  .distrusts = p->distrusts};
 			found = true;
 		}
 		registry_free(&r);
@@ -203,6 +205,7 @@ static int bring_up(const struct run_args *a, struct run_program *p, bool *ret_t
 	bool found = false;
 	int sig = 0, code = 0;
 
+	*p = (struct run_program){0};
 	if (a->restore_or_start)
 		code = run_program_restore(a, p, &found, &sig);
 	*ret_told = sig;
@@ -218,7 +221,10 @@ static int bring_up(const struct run_args *a, struct run_program *p, bool *ret_t
 	if (code == 0 && !found) {
 		if (a->restore_or_start && !a->quiet)
 			msg_info("there is no image of '%s': starting it", a->name);
+		bool distrusts = p->distrusts;
+
 		code = run_program_start(a, p);
+		p->distrusts = distrusts;
 	}
 	return code ? code : -1;
 }

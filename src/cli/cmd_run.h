@@ -56,6 +56,7 @@ struct run_program {
 	pid_t child; /* of ours: the program, or the restore that stands in for it */
 	pid_t pid; /* the program */
 	uint64_t start_ticks; /* of the program */
+	bool distrusts; /* the newest images are damaged */
 };
 
 /* As a shell tells of a command that it cannot run. */
@@ -83,6 +84,7 @@ struct run_service {
 	bool wanted; /* one more, now */
 	pid_t at_work; /* child that takes or prunes, or 0 */
 	bool prunes;
+	bool wants_full; /* the next image is not to refer to others */
 	uint64_t beacon, asked, looked_ns; /* the agent's count */
 	/* With --background: the standard error of the process as it was once. */
 	bool messages;

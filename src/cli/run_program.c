@@ -360,6 +360,7 @@ static enum outcome try_each(const struct run_args *a, const struct store_images
 			     int *ret_signal)
 {
 	char ref[STORE_NAME_MAX + STORE_ID_LEN + 2];
+	bool skipped = false;
 
 	for (size_t i = images->nr; i--;) {
 		enum outcome o = DAMAGED;
@@ -376,11 +377,13 @@ static enum outcome try_each(const struct run_args *a, const struct store_images
 		} else {
 			o = restore_one(a, ref, ret, ret_signal);
 		}
+		ret->distrusts = skipped;
 		if (o == RUNS && !a->quiet)
 			msg_info("brought back '%s' as process %d", ref, (int)ret->pid);
 		if (o != DAMAGED)
 			return o;
 		msg_error("skipped: '%s'", ref);
+		skipped = ret->distrusts = true;
 	}
 	return DAMAGED;
 }

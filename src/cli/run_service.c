@@ -94,6 +94,9 @@ static void snapshot(struct run_service *s)
 	char which[64];
 	size_t n = add_common(s, &s->args->snapshot, argv, 2);
 
+	/* The last that is given counts. */
+	if (s->wants_full)
+		argv[n++] = "--full-every=1";
 	/* The PID alone may be another's in a moment. */
 	snprintf(which, sizeof(which), "%d:%" PRIu64, (int)s->program.pid, s->program.start_ticks);
 	argv[n++] = "--name";
@@ -124,6 +127,8 @@ static void reap(struct run_service *s)
 	if (!pid || (pid < 0 && errno == EINTR))
 		return;
 	s->at_work = 0;
+	if (pid > 0 && !s->prunes && WIFEXITED(status) && !WEXITSTATUS(status))
+		s->wants_full = false;
 	if (pid > 0 && !s->prunes && s->args->prune.nr && WIFEXITED(status) && !WEXITSTATUS(status))
 		prune(s);
 }
@@ -181,6 +186,8 @@ void run_service_begin(struct run_service *s, const struct run_args *a, const st
 
 	*s = (struct run_service){.args = a, .program = *p};
 	s->next_ns = now_ns() + a->every_s * NS_PER_S;
+	/* It would continue the newest, which is damaged, and be as useless. */
+	s->wants_full = p->distrusts;
 	if (*a->name)
 		snprintf(s->name, sizeof(s->name), "%s", a->name);
 	else if (registry_load(&ready) < 0 ||

@@ -119,6 +119,8 @@ same 'image before the damaged one' "$(usnap info --store "$store" --json "$last
 g=$((n + 1))
 killed_under_load
 image=$(file_of)
+# What was taken since does not refer to the damaged one.
+usnap verify -q "$image"
 back
 alive $run || fail 'run has ended'
 kill -TERM $run
