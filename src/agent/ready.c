@@ -10,7 +10,8 @@
  *
  * Any other is the child of one that is: it takes agent and variables out of
  * its environment before its main() sees them, and has no name. Who is ready is
- * asked of the run directory, from which entries go with their process.
+ * asked of the run directory, from which entries go with their process, and
+ * where there is none, of its memory.
  *
  * A program that becomes a daemon goes on in a child that was not exec()ed. It
  * shows by setsid(): the child takes the name, and counts as soon as the parent
@@ -149,7 +150,9 @@ static bool descends_from_ready(const struct around *self)
 	for (unsigned i = 0; i < GENERATIONS && a.ppid > 1; i++) {
 		if (!around_look(a.ppid, &a))
 			return false;
-		if (around_has_entry(&a))
+		/* Entries can be lost: with a session that ends, to who tidies /tmp. And in a time
+		 * namespace what has been entered from outside has another time of start. */
+		if (around_has_entry(&a) || around_is_ready(&a))
 			return true;
 	}
 	return false;

@@ -1,11 +1,13 @@
 #include "agent/surroundings.h"
 
 #include <fcntl.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "agent/control.h"
 #include "agent/raw.h"
 #include "common/rundir.h"
 
@@ -81,6 +83,11 @@ static int64_t open_at(int64_t dir, const char *path, int flags, unsigned mode)
 			0);
 }
 
+static uint32_t own_uid(void)
+{
+	return (uint32_t)raw_call(SYS_geteuid, 0, 0, 0, 0, 0, 0);
+}
+
 static void close_fd(int64_t fd)
 {
 	raw_call(SYS_close, (uint64_t)fd, 0, 0, 0, 0, 0);
@@ -133,12 +140,104 @@ bool around_look(uint32_t pid, struct around *ret)
 	return true;
 }
 
-/* ---- the run directory --------------------------------------------------------------------- */
+/* ---- the agent in another ------------------------------------------------------------------ */
 
-static uint32_t own_uid(void)
+static int64_t open_of(const struct around *who, const char *file)
 {
-	return (uint32_t)raw_call(SYS_geteuid, 0, 0, 0, 0, 0, 0);
+	char path[64];
+	struct around_text t = {path, sizeof(path), 0, false};
+
+	around_add(&t, "/proc/");
+	around_add_number(&t, who->pid, 10);
+	around_add(&t, file);
+	return open_at(AT_FDCWD, path, O_RDONLY, 0);
 }
+
+/* By all its user IDs. Others can have whoever reads their memory wait for ever. */
+static bool is_ours(const struct around *who)
+{
+	char text[2048];
+	int64_t fd = open_of(who, "/status"), n;
+	const char *s;
+
+	if (raw_failed(fd))
+		return false;
+	n = raw_call(SYS_read, (uint64_t)fd, ADDR(text), sizeof(text) - 1, 0, 0, 0);
+	close_fd(fd);
+	text[raw_failed(n) ? 0 : n] = '\0';
+	if (!(s = strstr(text, "\nUid:")))
+		return false;
+	s += strlen("\nUid:");
+	for (int i = 0; i < 4; i++) {
+		if (*s++ != '\t' || *s < '0' || *s > '9' || parse_number(&s) != own_uid())
+			return false;
+	}
+	return true;
+}
+
+static bool read_at(int64_t mem, uint64_t addr, void *buf, size_t len)
+{
+	return raw_call(SYS_pread64, (uint64_t)mem, ADDR(buf), len, addr, 0, 0) == (int64_t)len;
+}
+
+static bool says_ready(int64_t mem, uint64_t at)
+{
+	struct agent_beacon b;
+	struct agent_control c;
+	const size_t head = offsetof(struct agent_control, beacon) + sizeof(c.beacon);
+
+	return read_at(mem, at, &b, sizeof(b)) && !memcmp(b.magic, AGENT_MAGIC, sizeof(b.magic)) &&
+	       b.self == at && read_at(mem, b.control, &c, head) &&
+	       !memcmp(c.magic, AGENT_MAGIC, sizeof(c.magic)) && c.beacon == at &&
+	       !(c.flags & AGENT_INJECTED) && c.pid > 0;
+}
+
+/* A line of maps as that of a beacon begins: "START-END r--p". */
+static bool is_beacon(const char *line, uint64_t *ret)
+{
+	uint64_t v[2] = {0};
+	const char *s = line;
+
+	for (int i = 0; i < 2; i++, s++) {
+		for (; (*s >= '0' && *s <= '9') || (*s >= 'a' && *s <= 'f'); s++)
+			v[i] = v[i] << 4 | (uint64_t)(*s <= '9' ? *s - '0' : *s - 'a' + 10);
+		if (*s != (i ? ' ' : '-'))
+			return false;
+	}
+	*ret = v[0];
+	return v[1] - v[0] == (uint64_t)AGENT_BEACON_PAGES * AGENT_PAGE && !strncmp(s, "r--p", 4);
+}
+
+bool around_is_ready(const struct around *who)
+{
+	char text[4096], line[64];
+	size_t len = 0;
+	int64_t maps = is_ours(who) ? open_of(who, "/maps") : -1, mem, n;
+	uint64_t at;
+	bool ready = false;
+
+	if (raw_failed(maps))
+		return false;
+	mem = open_of(who, "/mem");
+	while (!ready && !raw_failed(mem) &&
+	       (n = raw_call(SYS_read, (uint64_t)maps, ADDR(text), sizeof(text), 0, 0, 0)) > 0)
+		for (int64_t i = 0; i < n && !ready; i++) {
+			if (text[i] != '\n') {
+				if (len + 1 < sizeof(line))
+					line[len++] = text[i];
+				continue;
+			}
+			line[len] = '\0';
+			len = 0;
+			ready = is_beacon(line, &at) && says_ready(mem, at);
+		}
+	close_fd(maps);
+	if (!raw_failed(mem))
+		close_fd(mem);
+	return ready;
+}
+
+/* ---- the run directory --------------------------------------------------------------------- */
 
 /* Those of rundir.h in their order. False: it is none of ours. */
 static bool dir_path(unsigned nr, char path[PATH_ROOM])

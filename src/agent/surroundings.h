@@ -37,6 +37,8 @@ struct around_text {
 void around_add(struct around_text *t, const char *s);
 void around_add_number(struct around_text *t, uint64_t n, unsigned base);
 
+/* Does the agent in its memory say that it is ready? False where that cannot be seen. */
+bool around_is_ready(const struct around *who);
 /* Is there an entry for this process? */
 bool around_has_entry(const struct around *who);
 /* Does the one of this process say that it follows a process that still lives? */

@@ -101,6 +101,32 @@ kill -KILL "$program"
 ended 'killed' 137
 kill -KILL "$child"
 
+# Also when the entry in the run directory is gone.
+cat >late.sh <<'END'
+echo ready $$
+until [ -e go ]; do sleep 0.05; done
+sleep 1000 &
+echo child $!
+wait
+END
+mkdir -m 700 xdg
+run_dirs=("/run/uffd-snap" "$PWD/xdg/uffd-snap" "/tmp/uffd-snap-$(id -u)")
+export XDG_RUNTIME_DIR=$PWD/xdg
+supervised --name late -- bash late.sh
+wait_until 10 _says ready
+program=$(sed -n 's/^ready //p' said)
+for d in "${run_dirs[@]}"; do
+	rm -f "$d/ready-$program-"*
+done
+touch go
+wait_until 10 _says child
+child=$(sed -n 's/^child //p' said)
+adopt "$child"
+same 'name of a late child' "$(named "$child")" ''
+kill -KILL "$program" "$child"
+ended 'killed' 137
+unset XDG_RUNTIME_DIR
+
 supervised --name family -- env UFFD_SNAP_INHERIT=1 bash parent.sh
 wait_until 10 _says ready
 read -r _ program child <said
