@@ -17,8 +17,9 @@ enum {
 	INSTRUCTION = 5,
 	STOP_NS = 20000000,
 	BUILD_TRIES = 10,
-	REMOVE_TRIES = 100,
-	REMOVE_WAIT_US = 2000,
+	REMOVE_TRIES = 15, /* each of which is a stop, the next after twice the time */
+	REMOVE_WAIT_US = 1000,
+	REMOVE_DOUBLED = 6,
 	STACK_LOOK = 65536, /* bytes of each stack in which a return address would lie */
 	CODE_PAGES = 2,
 	ENTER_BYTES = 15, /* of an entry, until a thread is counted */
@@ -215,12 +216,14 @@ static int build(struct remote_helper *h, void *arg, struct usnap_err *err)
 	const struct agent_beacon head = {.magic = AGENT_MAGIC, .self = beacon, .control = control};
 	const uint64_t rw = PROT_READ | PROT_WRITE;
 
-	if (remote_helper_call(h, SYS_mprotect, code, code_len, rw, 0, 0) ||
-	    remote_helper_call(h, SYS_mprotect, control, CONTROL_PAGES * PAGE_BYTES, rw, 0, 0) ||
+	/* The beacon before the code: what a death at any point leaves is known for what it is. */
+	if (remote_helper_call(h, SYS_mprotect, control, CONTROL_PAGES * PAGE_BYTES, rw, 0, 0) ||
+	    !put(c, control, &block, sizeof(block)) ||
 	    remote_helper_call(h, SYS_mprotect, beacon, beacon_len, rw, 0, 0) ||
-	    !put(c, code, text, sizeof(text)) || !put(c, control, &block, sizeof(block)) ||
 	    !put(c, beacon, &head, sizeof(head)) ||
 	    remote_helper_call(h, SYS_mprotect, beacon, beacon_len, PROT_READ, 0, 0) ||
+	    remote_helper_call(h, SYS_mprotect, code, code_len, rw, 0, 0) ||
+	    !put(c, code, text, sizeof(text)) ||
 	    remote_helper_call(h, SYS_mprotect, code, code_len, PROT_READ | PROT_EXEC, 0, 0)) {
 		remote_helper_call(h, SYS_munmap, at, ALL_BYTES, 0, 0, 0);
 		c->inject.len = 0;
@@ -399,7 +402,7 @@ int inject_remove(struct capture *c)
 
 	for (unsigned i = 0; r == -EAGAIN && i < REMOVE_TRIES; i++) {
 		if (i > 0)
-			usleep(REMOVE_WAIT_US);
+			usleep(REMOVE_WAIT_US << MIN(i, (unsigned)REMOVE_DOUBLED));
 		r = with_all_stopped(c, remove_stopped);
 	}
 	if (r == 0 || r == -ESRCH) {
@@ -449,30 +452,49 @@ static void find_jumps(struct capture *c, const unsigned char *there)
 	}
 }
 
-void inject_clean(struct capture *c)
+static bool is_zero(const unsigned char *p, size_t len)
+{
+	return !*p && memcmp(p, p + 1, len - 1) == 0;
+}
+
+/* Takes one out. What is not as we know it stays, and is the target's own, as the image has it. */
+static void clean(struct capture *c, const struct agent_found *found)
 {
 	struct inject *in = &c->inject;
-	struct agent_found found;
 	unsigned char there[CODE_PAGES * PAGE_BYTES];
 
-	if (in->len || !c->registered || !agent_find(c->target->pid, &c->maps, &found) ||
-	    !(found.block.flags & AGENT_INJECTED))
+	in->base = found->control - CONTROL_AT;
+	if (found->control <= CONTROL_AT || found->beacon != in->base + BEACON_AT)
 		return;
-	in->base = found.control - CONTROL_AT;
 	in->fd = openat(c->target->procfd, "mem", O_RDWR | O_CLOEXEC);
 	if (in->fd < 0)
 		return;
-	if (found.control > CONTROL_AT && found.beacon == in->base + BEACON_AT &&
-	    get(c, in->base + CODE_AT, there, sizeof(there)) && same_code(there)) {
-		find_jumps(c, there);
+	memset(in->sites, 0, sizeof(in->sites));
+	/* Without code nothing has led there yet. */
+	if (get(c, in->base + CODE_AT, there, sizeof(there)) &&
+	    (same_code(there) || is_zero(there, sizeof(there)))) {
+		if (same_code(there))
+			find_jumps(c, there);
 		in->len = ALL_BYTES;
 		in->leads = true;
 		inject_remove(c);
 	}
-	/* Or it stays, and is the target's own, as the image will have it. */
 	in->len = 0;
 	in->leads = false;
 	if (in->fd >= 0)
 		close(in->fd);
 	in->fd = -1;
+}
+
+void inject_clean(struct capture *c)
+{
+	struct agent_found found;
+
+	if (c->inject.len || !c->registered)
+		return;
+	for (size_t i = 0; i < c->maps.n; i++)
+		if (agent_beacon_fits(&c->maps.v[i]) &&
+		    agent_look(c->target->pid, c->maps.v[i].start, &found) &&
+		    found.block.flags & AGENT_INJECTED)
+			clean(c, &found);
 }
