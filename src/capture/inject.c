@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "capture/session.h"
+#include "common/hurry.h"
 #include "common/util.h"
 #include "process/agent_find.h"
 
@@ -163,11 +164,13 @@ static int with_all_stopped(struct capture *c, int (*fn)(struct capture *))
 	struct usnap_err why = {0};
 	int r = tracees_seize(&c->tracees, c->target, &why);
 
+	thread_hurry(true);
 	if (r == 0)
 		r = tracees_stop(&c->tracees, c->target, true, now_ns() + STOP_NS, &why);
 	if (r == 0)
 		r = capture_memory_gone(c) ? -ESRCH : fn(c);
 	tracees_release(&c->tracees, c->target);
+	thread_hurry(false);
 	return r;
 }
 
