@@ -44,10 +44,20 @@ void agent_take_over(void)
 	agent_control.pid = (int32_t)raw_call(SYS_getpid, 0, 0, 0, 0, 0, 0);
 }
 
+/* The snapshotter reads it only where it is memory of the process's own, not of the file. */
+static void touch_control(void)
+{
+	volatile unsigned char *p = (volatile unsigned char *)&agent_control;
+
+	for (size_t at = 0; at < sizeof(agent_control); at += AGENT_PAGE)
+		p[at] = p[at];
+}
+
 /* As early as can be: later the program may have threads. */
 __attribute__((constructor(101))) static void start_agent(void)
 {
 	agent_take_over();
+	touch_control();
 	gate_tell(&agent_control);
 	agent_control.beacon = make_beacon();
 	/* Without it nobody will ever ask for anything. */

@@ -203,10 +203,10 @@ void discard_event(struct capture *c, const struct uffd_msg *msg)
 	case UFFD_EVENT_UNMAP:
 		start = msg->arg.remove.start;
 		end = msg->arg.remove.end;
+		check_rescued(c, start, end);
 		if (overtaken(c, start, end))
 			break;
 		lose(c, start, end, "munmap()");
-		check_rescued(c, start, end);
 		for_each_part(c, start, end, split_huge, &all);
 		pthread_mutex_lock(&c->map_lock);
 		r = segmap_cut(&c->segments, start, end);

@@ -446,7 +446,9 @@ int fault_drain(struct capture *c)
 		if (r == -EINTR)
 			continue;
 		if (nr == 0) {
-			c->rescued.n = 0;
+			/* Who has changed something and not yet said so may have been before a rescue. */
+			if (!uffd_event_pending(c->uffd))
+				c->rescued.n = 0;
 			return r == -EAGAIN ? 0 : r;
 		}
 	}

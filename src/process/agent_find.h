@@ -26,7 +26,7 @@ bool agent_beacon_fits(const struct vma *v);
 /* Looks at a mapping that does. 1: there is an agent; 0: there is none. */
 int agent_look(pid_t pid, uint64_t beacon, struct agent_found *ret);
 
-/* The first agent among mappings. 1 or 0. */
+/* The agent among mappings. Of several, one to which libc's own calls go. 1 or 0. */
 int agent_find(pid_t pid, const struct maps *maps, struct agent_found *ret);
 
 #endif

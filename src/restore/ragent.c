@@ -48,6 +48,9 @@ int rmem_tell_agent(struct restore *r, struct usnap_err *err)
 		int ret = put(r, found.control + offsetof(struct agent_control, active), &none,
 			      sizeof(none));
 		if (ret == 0)
+			ret = put(r, found.control + offsetof(struct agent_control, at_work), &none,
+				  sizeof(none));
+		if (ret == 0)
 			ret = put(r, found.control + offsetof(struct agent_control, restored),
 				  &restored, sizeof(restored));
 		if (ret < 0)
