@@ -66,6 +66,8 @@ char *capture_stats_json(const struct capture *c)
 	set(j, "asks", s->asks);
 	set(j, "asked_pages", s->asked_pages);
 	json_object_set_new(j, "injected", json_boolean(s->injected));
+	if (s->inject_left)
+		json_object_set_new(j, "inject_left", json_true());
 	set(j, "torn", s->torn);
 	if (s->torn)
 		json_object_set_new(j, "torn_reason", json_string(s->torn_reason));

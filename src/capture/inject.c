@@ -13,12 +13,13 @@
 #include "common/hurry.h"
 #include "common/util.h"
 #include "process/agent_find.h"
+#include "process/filters.h"
 
 enum {
 	INSTRUCTION = 5,
 	STOP_NS = 20000000,
-	BUILD_TRIES = 10,
-	REMOVE_TRIES = 15, /* each of which is a stop, the next after twice the time */
+	REMOVE_TRIES = 60, /* each of which is a stop, the next after twice the time */
+	CLEAN_TRIES = 4, /* for what another one has left, and could not take out either */
 	REMOVE_WAIT_US = 1000,
 	REMOVE_DOUBLED = 6,
 	STACK_LOOK = 65536, /* bytes of each stack in which a return address would lie */
@@ -115,6 +116,25 @@ static const struct vma *find_libc(const struct maps *maps)
 	return NULL;
 }
 
+/* What of libc's code is there; zeros for the rest. What is not there is not run either, and may be
+ * anybody's to supply. */
+static bool read_text(const struct capture *c, const struct vma *libc, unsigned char *text)
+{
+	const uint64_t there = UINT64_C(1) << 63;
+	const size_t n = (libc->end - libc->start) / PAGE_BYTES;
+	cleanup_free uint64_t *pages = calloc(n, sizeof(*pages));
+
+	if (!pages || pread(c->target->pagemap_fd, pages, n * sizeof(*pages),
+			    (off_t)(libc->start / PAGE_BYTES * sizeof(*pages))) !=
+			      (ssize_t)(n * sizeof(*pages)))
+		return false;
+	for (size_t i = 0; i < n; i++)
+		if (pages[i] & there &&
+		    !get(c, libc->start + i * PAGE_BYTES, text + i * PAGE_BYTES, PAGE_BYTES))
+			return false;
+	return true;
+}
+
 /* Each the only one of its kind, so that nothing else can be meant. Returns how many. */
 static unsigned find_sites(const struct vma *libc, const unsigned char *text,
 			   struct inject_site sites[GATE_SITES])
@@ -134,6 +154,10 @@ static unsigned find_sites(const struct vma *libc, const unsigned char *text,
 			found = p++;
 		}
 		if (!found || several || (size_t)(found - text) % shapes[i].align)
+			continue;
+		/* Written at once: a write that crosses pages could end between them. */
+		if ((libc->start + (uint64_t)(found - text)) % PAGE_BYTES >
+		    PAGE_BYTES - INSTRUCTION)
 			continue;
 		sites[i].addr = libc->start + (uint64_t)(found - text);
 		memcpy(sites[i].old, found, INSTRUCTION);
@@ -172,15 +196,6 @@ static int with_all_stopped(struct capture *c, int (*fn)(struct capture *))
 	tracees_release(&c->tracees, c->target);
 	thread_hurry(false);
 	return r;
-}
-
-static struct tracee *handy_tracee(struct capture *c)
-{
-	size_t i = 0;
-
-	while (i + 1 < c->tracees.n && remote_is_slow(&c->tracees.t[i]))
-		i++;
-	return &c->tracees.t[i];
 }
 
 /* ---- putting it there ------------------------------------------------------------------------------ */
@@ -235,30 +250,28 @@ static int build(struct remote_helper *h, void *arg, struct usnap_err *err)
 	return 0;
 }
 
-static int build_stopped(struct capture *c)
-{
-	struct usnap_err why = {0};
-
-	return remote_with_helper(handy_tracee(c), c->target, &c->gadgets, build, c, &why);
-}
-
 void inject_prepare(struct capture *c)
 {
 	struct inject *in = &c->inject;
 	struct maps maps = {0};
+	struct filters_seen filters;
 
-	if (in->tried || c->uffd < 0 || c->asks.control || maps_read(c->target->procfd, &maps) < 0)
+	if (in->tried || c->uffd < 0 || c->asks.control)
 		return;
 	in->tried = true;
+	/* The gate makes calls that the program may never have made: a filter could end it for them. */
+	if (filters_look(c->target, &filters) < 0 || filters.any ||
+	    maps_read(c->target->procfd, &maps) < 0)
+		return;
 	in->fd = openat(c->target->procfd, "mem", O_RDWR | O_CLOEXEC);
 	const struct vma *libc = find_libc(&maps);
-	cleanup_free unsigned char *text = libc ? malloc(libc->end - libc->start) : NULL;
-	if (in->fd >= 0 && text && get(c, libc->start, text, libc->end - libc->start) &&
-	    find_sites(libc, text, in->sites) && (in->base = find_gap(&maps, libc, ALL_BYTES))) {
-		int r = -EAGAIN;
+	cleanup_free unsigned char *text = libc ? calloc(1, libc->end - libc->start) : NULL;
+	if (in->fd >= 0 && text && read_text(c, libc, text) && find_sites(libc, text, in->sites) &&
+	    (in->base = find_gap(&maps, libc, ALL_BYTES))) {
+		struct wait_note wait;
+		struct usnap_err why = {0};
+		int r = uffd_with_helper(c->target, &maps, &c->gadgets, &wait, build, c, &why);
 
-		for (unsigned i = 0; i < BUILD_TRIES && r == -EAGAIN; i++)
-			r = with_all_stopped(c, build_stopped);
 		/* Its doorbells are all that is registered of it. */
 		if (in->len && (r < 0 || uffd_register(c->uffd, inject_beacon(c) + PAGE_BYTES,
 						       AGENT_SLOTS * PAGE_BYTES,
@@ -301,12 +314,37 @@ static uint64_t code_at(const struct capture *c, int32_t offset)
 	return c->inject.base + CODE_AT + offset_of(blob_gate_offsets) + (uint64_t)(int64_t)offset;
 }
 
-static void write_back(struct capture *c)
+static void make_jump(const struct capture *c, unsigned site, unsigned char jump[INSTRUCTION])
 {
-	for (unsigned i = 0; i < GATE_SITES; i++)
-		if (c->inject.sites[i].addr)
-			put(c, c->inject.sites[i].addr, c->inject.sites[i].old, INSTRUCTION);
-	c->inject.leads = false;
+	int32_t distance = (int32_t)(code_at(c, blob_gate_offsets[site]) -
+				     (c->inject.sites[site].addr + INSTRUCTION));
+
+	jump[0] = 0xe9;
+	memcpy(jump + 1, &distance, sizeof(distance));
+}
+
+/* False when something may lead there still. What somebody else has put there since stays. */
+static bool write_back(struct capture *c)
+{
+	bool back = true;
+
+	for (unsigned i = 0; i < GATE_SITES; i++) {
+		struct inject_site *s = &c->inject.sites[i];
+		unsigned char now[INSTRUCTION], jump[INSTRUCTION];
+
+		if (!s->addr || !s->leads)
+			continue;
+		make_jump(c, i, jump);
+		if (!get(c, s->addr, now, sizeof(now)) ||
+		    (memcmp(now, jump, sizeof(now)) == 0 &&
+		     (!put(c, s->addr, s->old, INSTRUCTION) || !get(c, s->addr, now, sizeof(now)) ||
+		      memcmp(now, s->old, sizeof(now)) != 0)))
+			back = false;
+		else
+			s->leads = false;
+	}
+	c->inject.leads = !back;
+	return back;
 }
 
 void inject_lead(struct capture *c)
@@ -317,17 +355,15 @@ void inject_lead(struct capture *c)
 		return;
 	in->leads = true;
 	for (unsigned i = 0; i < GATE_SITES; i++) {
-		const struct inject_site *s = &in->sites[i];
-		unsigned char now[INSTRUCTION], jump[INSTRUCTION] = {0xe9};
-		if (!s->addr)
-			continue;
-		int32_t distance =
-			(int32_t)(code_at(c, blob_gate_offsets[i]) - (s->addr + INSTRUCTION));
+		struct inject_site *s = &in->sites[i];
+		unsigned char now[INSTRUCTION], jump[INSTRUCTION];
 
 		/* A debugger may have been there. */
-		if (!get(c, s->addr, now, sizeof(now)) || memcmp(now, s->old, sizeof(now)) != 0)
+		if (!s->addr || !get(c, s->addr, now, sizeof(now)) ||
+		    memcmp(now, s->old, sizeof(now)) != 0)
 			continue;
-		memcpy(jump + 1, &distance, sizeof(distance));
+		make_jump(c, i, jump);
+		s->leads = true;
 		put(c, s->addr, jump, sizeof(jump));
 		/* Who is about to make the call is led there, too. */
 		for (size_t k = 0; k < c->tracees.n; k++) {
@@ -387,26 +423,37 @@ static int unmap(struct remote_helper *h, void *arg, struct usnap_err *err)
 	return 0;
 }
 
-static int remove_stopped(struct capture *c)
+/* Nobody is led there any more, and nobody is in there. */
+static int make_free(struct capture *c)
 {
-	struct usnap_err why = {0};
+	return (c->inject.leads && !write_back(c)) || occupied(c) ? -EAGAIN : 0;
+}
 
-	if (c->inject.leads)
-		write_back(c);
-	if (occupied(c))
+/* All stand still for a look alone: calls take long on a machine that is busy. */
+static int remove_once(struct capture *c)
+{
+	struct wait_note wait;
+	struct usnap_err why = {0};
+	struct maps maps = {0};
+	int r = with_all_stopped(c, make_free);
+
+	if (r < 0)
+		return r;
+	if (maps_read(c->target->procfd, &maps) < 0)
 		return -EAGAIN;
-	remote_with_helper(handy_tracee(c), c->target, &c->gadgets, unmap, c, &why);
+	uffd_with_helper(c->target, &maps, &c->gadgets, &wait, unmap, c, &why);
+	maps_free(&maps);
 	return c->inject.len ? -EAGAIN : 0;
 }
 
-int inject_remove(struct capture *c)
+static int take_out(struct capture *c, unsigned tries)
 {
 	int r = c->inject.len ? -EAGAIN : 0;
 
-	for (unsigned i = 0; r == -EAGAIN && i < REMOVE_TRIES; i++) {
+	for (unsigned i = 0; r == -EAGAIN && i < tries; i++) {
 		if (i > 0)
 			usleep(REMOVE_WAIT_US << MIN(i, (unsigned)REMOVE_DOUBLED));
-		r = with_all_stopped(c, remove_stopped);
+		r = remove_once(c);
 	}
 	if (r == 0 || r == -ESRCH) {
 		if (c->inject.fd >= 0)
@@ -416,6 +463,14 @@ int inject_remove(struct capture *c)
 		return 0;
 	}
 	return -EBUSY;
+}
+
+int inject_remove(struct capture *c)
+{
+	int r = take_out(c, REMOVE_TRIES);
+
+	c->stats.inject_left = r < 0;
+	return r;
 }
 
 /* ---- what a dead snapshotter has left ----------------------------------------------------------- */
@@ -451,6 +506,7 @@ static void find_jumps(struct capture *c, const unsigned char *there)
 		    code_at(c, blob_gate_offsets[i]))
 			continue;
 		s->addr = addr;
+		s->leads = true;
 		memcpy(s->old, shapes[i].code, INSTRUCTION);
 	}
 }
@@ -460,7 +516,8 @@ static bool is_zero(const unsigned char *p, size_t len)
 	return !*p && memcmp(p, p + 1, len - 1) == 0;
 }
 
-/* Takes one out. What is not as we know it stays, and is the target's own, as the image has it. */
+/* Takes one out. What is not as we know it stays, and is the target's own, as the image has it; so
+ * does what a thread does not come out of. Then there is to be no second one. */
 static void clean(struct capture *c, const struct agent_found *found)
 {
 	struct inject *in = &c->inject;
@@ -480,7 +537,7 @@ static void clean(struct capture *c, const struct agent_found *found)
 			find_jumps(c, there);
 		in->len = ALL_BYTES;
 		in->leads = true;
-		inject_remove(c);
+		in->tried |= take_out(c, CLEAN_TRIES) < 0;
 	}
 	in->len = 0;
 	in->leads = false;

@@ -31,6 +31,7 @@ struct capture;
 struct inject_site {
 	uint64_t addr; /* of the five bytes; 0: not found */
 	unsigned char old[5];
+	bool leads; /* a jump has been put there */
 };
 
 struct inject {
@@ -53,8 +54,8 @@ uint64_t inject_control(const struct capture *c);
 void inject_hide(const struct capture *c, struct maps *maps);
 /* At the end of the freeze. */
 void inject_lead(struct capture *c);
-/* Takes it out; the target runs. -EBUSY: a thread is in there and does not come out; then nothing
- * leads there any more. */
+/* Takes it out; the target runs. -EBUSY: it could not be stopped for that, or a thread is in there and
+ * does not come out (or has left by longjmp()); it lets everything through. */
 int inject_remove(struct capture *c);
 
 #endif

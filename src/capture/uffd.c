@@ -258,31 +258,51 @@ static bool on_main_stack(const struct tracee *t, const struct maps *maps)
 	return v && strcmp(v->path, "[stack]") == 0 && t->regs.rsp - v->start >= KIB(32);
 }
 
-static int take_from(struct take *take, pid_t tid, const struct maps *maps,
-		     const struct remote_gadgets *g, struct usnap_err *err)
+static int ask_thread(const struct target *t, pid_t tid, const struct maps *maps,
+		      const struct remote_gadgets *g, struct wait_note *wait, remote_helper_fn *fn,
+		      void *arg, struct usnap_err *err)
 {
 	struct tracees ts = {0};
 	struct wait_clocks clocks = {0};
-	struct wait_note *wait = &take->known->wait;
 
 	/* Stopped, its wait will look like one that has just begun. */
-	wait_look(take->target, tid, &clocks, wait);
+	wait_look(t, tid, &clocks, wait);
 	uint64_t deadline = now_ns() + STOP_NS;
-	int r = tracees_seize_one(&ts, take->target, tid, err);
+	int r = tracees_seize_one(&ts, t, tid, err);
 
 	if (r == 0)
-		r = tracees_stop(&ts, take->target, false, deadline, err);
-	if (r < 0 || !wait_unbroken(take->target, wait))
+		r = tracees_stop(&ts, t, false, deadline, err);
+	if (r < 0 || !wait_unbroken(t, wait))
 		wait->since_ns = 0;
 	if (r == 0 && !on_main_stack(&ts.t[0], maps)) {
 		/* The first stays the first. */
-		r = tracees_stop(&ts, take->target, true, deadline, err);
+		r = tracees_stop(&ts, t, true, deadline, err);
 		if (r == 0 && ts.t[0].tid != tid)
 			r = -ESRCH;
 	}
 	if (r == 0)
-		r = remote_with_helper(&ts.t[0], take->target, g, take_in_helper, take, err);
-	tracees_release(&ts, take->target);
+		r = remote_with_helper(&ts.t[0], t, g, fn, arg, err);
+	tracees_release(&ts, t);
+	return r;
+}
+
+int uffd_with_helper(const struct target *t, const struct maps *maps,
+		     const struct remote_gadgets *g, struct wait_note *ret_wait,
+		     remote_helper_fn *fn, void *arg, struct usnap_err *err)
+{
+	pid_t tids[TRIES];
+	struct usnap_err why = {0};
+	size_t n = idle_threads(t, tids, TRIES);
+	int r = -ESRCH;
+
+	for (size_t i = 0; i < n && r < 0; i++) {
+		why = (struct usnap_err){0};
+		r = ask_thread(t, tids[i], maps, g, ret_wait, fn, arg, &why);
+		if (r == -EPERM || r == -ENOSYS)
+			break;
+	}
+	if (r < 0 && err && !err->code)
+		*err = why;
 	return r;
 }
 
@@ -294,20 +314,12 @@ int uffd_take(int *ret_fd, uint64_t *ret_features, struct uffd_known *ret_known,
 				       UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP;
 	static const uint64_t wanted = UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MISSING_SHMEM |
 				       UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
-	pid_t tids[TRIES];
 	/* Reading is what it takes (fs/userfaultfd.c), which CAP_DAC_READ_SEARCH gives, too. */
 	cleanup_fd int device = open("/dev/userfaultfd", O_RDONLY | O_CLOEXEC);
 	struct take take = {.target = t, .device = device, .fd = -1, .known = ret_known};
 	struct usnap_err why = {0};
-	int r = -ESRCH;
+	int r = uffd_with_helper(t, maps, g, &ret_known->wait, take_in_helper, &take, &why);
 
-	size_t n = idle_threads(t, tids, TRIES);
-	for (size_t i = 0; i < n && take.fd < 0; i++) {
-		why = (struct usnap_err){0};
-		r = take_from(&take, tids[i], maps, g, &why);
-		if (r == -EPERM || r == -ENOSYS)
-			break;
-	}
 	if (take.fd < 0) {
 		if (!why.code)
 			usnap_fail(&why, -ESRCH, "cannot snapshot process %d: it has ended",

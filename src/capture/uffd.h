@@ -32,6 +32,13 @@ int uffd_take(int *ret_fd, uint64_t *ret_features, struct uffd_known *ret_known,
 	      const struct target *t, const struct maps *maps, const struct remote_gadgets *g,
 	      struct usnap_err *err);
 
+/* Has fn make calls in a helper beside one thread of the target, an idle one where there is one,
+ * which alone stands still meanwhile. ret_wait: what it waited in. What fn returned, or why there is
+ * no helper. */
+int uffd_with_helper(const struct target *t, const struct maps *maps,
+		     const struct remote_gadgets *g, struct wait_note *ret_wait,
+		     remote_helper_fn *fn, void *arg, struct usnap_err *err);
+
 int uffd_register(int fd, uint64_t start, uint64_t len, uint64_t mode);
 int uffd_unregister(int fd, uint64_t start, uint64_t len);
 int uffd_protect(int fd, uint64_t start, uint64_t len);

@@ -100,6 +100,11 @@ static void report(struct snapshot *s, uint64_t start)
 	s->run.elapsed_ns = now_ns() - start;
 	snapshot_print(out, s->args, &s->run);
 	fflush(out); /* before what a command of --on-success prints */
+	if (s->run.stats.inject_left)
+		msg_warning(
+			"what held back discards in process %d could not be taken out again; it "
+			"does nothing, and the next snapshot removes it",
+			(int)s->run.pid);
 }
 
 /* Says what happened as a whole. Returns the exit status. */
