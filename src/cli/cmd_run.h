@@ -4,6 +4,7 @@
  *
  *	run_args.c     what was asked
  *	run_program.c  the program: started, or restored
+ *	run_image.c    what an image says about bringing it back
  *	run_service.c  snapshots and what they leave, as children of ours
  *	cmd_run.c      all of it together, and "run --pid"
  *
@@ -16,6 +17,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
+
+#include <jansson.h>
 
 #include "common/err.h"
 #include "store/store.h"
@@ -74,6 +77,24 @@ int run_program_restore(const struct run_args *a, struct run_program *ret, bool 
 /* The signals that are read from a descriptor. */
 void run_signals(sigset_t *ret);
 
+/* ---- run_image.c ---- */
+
+enum {
+	RUN_AGE_MAX = 32
+};
+
+/* Why an image does not come back by itself: as of limits_of_restore[]. */
+struct run_obstacle {
+	char kind[64], detail[256];
+};
+
+/* The caller has the reference; NULL: it cannot be read. */
+json_t *run_image_member(const char *path, const char *member);
+/* The first that is not ignored. False also of an image that cannot be read: a restore says why. */
+bool run_image_obstacle(const struct run_args *a, const char *path, struct run_obstacle *ret);
+/* "1d3h", "2m5s", "0.8 s" */
+void run_image_age(uint64_t ms, char ret[RUN_AGE_MAX]);
+
 /* ---- run_service.c ---- */
 
 struct run_service {
@@ -85,6 +106,7 @@ struct run_service {
 	pid_t at_work; /* child that takes or prunes, or 0 */
 	bool prunes;
 	bool wants_full; /* the next image is not to refer to others */
+	char obstacle[64]; /* the kind that was told of */
 	uint64_t beacon, asked, looked_ns; /* the agent's count */
 	/* With --background: the standard error of the process as it was once. */
 	bool messages;

@@ -8,7 +8,6 @@
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
-#include <uffd-snap.h>
 
 #include <jansson.h>
 
@@ -237,15 +236,10 @@ static pid_t hear_pid(int fd, pid_t restore, int *ret_signal)
 static pid_t still_runs(const char *path)
 {
 	cleanup_free char *boot = NULL;
-	struct usnap_image *img = usnap_image_new();
-	json_t *o = NULL, *target;
-	const char *text, *boot_id;
+	json_t *o = run_image_member(path, "snapshot.json"), *target;
+	const char *boot_id;
 	pid_t pid = 0;
-	size_t len;
 
-	if (img && usnap_image_open(img, path) == 0 &&
-	    usnap_image_get_member(img, "snapshot.json", &text, &len) == 0)
-		o = json_loadb(text, len, 0, NULL);
 	target = json_object_get(o, "target");
 	boot_id = json_string_value(json_object_get(target, "boot_id"));
 	if (boot_id && *boot_id &&
@@ -258,7 +252,6 @@ static pid_t still_runs(const char *path)
 			pid = (pid_t)id;
 	}
 	json_decref(o);
-	usnap_image_free(img);
 	return pid;
 }
 
@@ -355,14 +348,43 @@ static enum outcome restore_one(const struct run_args *a, const char *ref, struc
 	return RUNS;
 }
 
-static enum outcome try_each(const struct run_args *a, const struct store_images *images,
-			     const struct store_link *links, struct run_program *ret,
-			     int *ret_signal)
+/* One that a restore would refuse, wherever it was tried. */
+static bool is_unfit(const struct run_args *a, const char *dir, const char *ref, const char *file)
+{
+	cleanup_free char *path = NULL;
+	struct run_obstacle o;
+
+	if (asprintf(&path, "%s/%s", dir, file) < 0)
+		path = NULL;
+	if (!path || !run_image_obstacle(a, path, &o))
+		return false;
+	msg_error("cannot restore '%s': %s: %s", ref, o.kind, o.detail);
+	msg_error("skipped: '%s'; --ignore %s goes on without", ref, o.kind);
+	return true;
+}
+
+static void tell_of_age(const struct run_args *a, const struct store_images *images, size_t i)
+{
+	const struct store_image *newest = &images->image[images->nr - 1];
+	char age[RUN_AGE_MAX];
+
+	if (i + 1 == images->nr)
+		return;
+	run_image_age(newest->t0_ms - images->image[i].t0_ms, age);
+	msg_warning("'%s' is as it was %s before its newest image", a->name, age);
+}
+
+static enum outcome try_each(const struct run_args *a, const struct store *store,
+			     const struct store_images *images, const struct store_link *links,
+			     struct run_program *ret, int *ret_signal)
 {
 	char ref[STORE_NAME_MAX + STORE_ID_LEN + 2];
-	bool skipped = false;
+	cleanup_free char *dir = NULL;
+	bool skipped = false, unfit = false;
 
-	for (size_t i = images->nr; i--;) {
+	if (asprintf(&dir, "%s/%s", store_path(store), a->name) < 0)
+		dir = NULL;
+	for (size_t i = images->nr; dir && i--;) {
 		enum outcome o = DAMAGED;
 
 		snprintf(ref, sizeof(ref), "%s@%s", a->name, images->image[i].id);
@@ -374,18 +396,24 @@ static enum outcome try_each(const struct run_args *a, const struct store_images
 		} else if (links[i].nr_missing) {
 			msg_error("cannot restore '%s': it needs image %s, which is missing", ref,
 				  links[i].missing);
+		} else if (is_unfit(a, dir, ref, images->image[i].file)) {
+			unfit = true;
+			continue;
 		} else {
 			o = restore_one(a, ref, ret, ret_signal);
 		}
 		ret->distrusts = skipped;
 		if (o == RUNS && !a->quiet)
 			msg_info("brought back '%s' as process %d", ref, (int)ret->pid);
+		if (o == RUNS)
+			tell_of_age(a, images, i);
 		if (o != DAMAGED)
 			return o;
 		msg_error("skipped: '%s'", ref);
 		skipped = ret->distrusts = true;
 	}
-	return DAMAGED;
+	/* What is whole holds the data, by hand if not by itself. */
+	return unfit || !dir ? FAILED : DAMAGED;
 }
 
 int run_program_restore(const struct run_args *a, struct run_program *ret, bool *ret_found,
@@ -408,7 +436,7 @@ int run_program_restore(const struct run_args *a, struct run_program *ret, bool 
 	if (r == 0)
 		r = refuse_twice(a, store, &images, &err);
 	if (r == 0)
-		o = try_each(a, &images, links, ret, ret_signal);
+		o = try_each(a, store, &images, links, ret, ret_signal);
 	if (links)
 		store_links_free(links, images.nr);
 	store_images_free(&images);

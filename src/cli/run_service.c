@@ -18,6 +18,7 @@
 #include "common/compat.h"
 #include "common/procstat.h"
 #include "common/util.h"
+#include "store/registry.h"
 
 #define NS_PER_S UINT64_C(1000000000)
 #define NS_PER_MS UINT64_C(1000000)
@@ -119,6 +120,26 @@ static void prune(struct run_service *s)
 	begin_child(s, argv, "prune the images of");
 }
 
+/* While it can still be helped. Each reason once. */
+static void warn_of_obstacle(struct run_service *s)
+{
+	cleanup_fd int fd = messages(s), ours = -1;
+	struct registry_taken taken;
+	struct run_obstacle o;
+
+	if (!registry_taken(s->program.pid, s->program.start_ticks, &taken) || !*taken.file ||
+	    !run_image_obstacle(s->args, taken.file, &o) || !strcmp(o.kind, s->obstacle))
+		return;
+	memcpy(s->obstacle, o.kind, sizeof(s->obstacle));
+	if (fd >= 0 && (ours = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3)) >= 0)
+		dup2(fd, STDERR_FILENO);
+	msg_warning("the image of '%s' cannot be brought back by itself: %s: %s; "
+		    "--restore-or-start would take an older one; --ignore %s goes on without",
+		    s->name, o.kind, o.detail, o.kind);
+	if (ours >= 0)
+		dup2(ours, STDERR_FILENO);
+}
+
 static void reap(struct run_service *s)
 {
 	int status;
@@ -127,9 +148,11 @@ static void reap(struct run_service *s)
 	if (!pid || (pid < 0 && errno == EINTR))
 		return;
 	s->at_work = 0;
-	if (pid > 0 && !s->prunes && WIFEXITED(status) && !WEXITSTATUS(status))
-		s->wants_full = false;
-	if (pid > 0 && !s->prunes && s->args->prune.nr && WIFEXITED(status) && !WEXITSTATUS(status))
+	if (pid < 0 || s->prunes || !WIFEXITED(status) || WEXITSTATUS(status))
+		return;
+	s->wants_full = false;
+	warn_of_obstacle(s);
+	if (s->args->prune.nr)
 		prune(s);
 }
 

@@ -108,6 +108,48 @@ says err 'Permission denied'
 says err "cannot bring back 'back', and it is not started anew"
 [ ! -e begun ] || fail 'started without its data'
 
+# ---- an image that does not come back by itself ---------------------------------------------------
+
+# The child is there in the newest images alone.
+cat >forks.py <<'END'
+import os, time
+print("begin", os.getpid(), file=open("forks", "a"), flush=True)
+while not os.path.exists("fork"): time.sleep(0.01)
+if not os.fork(): os.execvp("sleep", ["sleep", "1000"])
+while True: time.sleep(0.01)
+END
+: >forks
+begin_forks() {
+	"$UFFD_SNAP" run --name forks --restore-or-start "$@" -- python3 forks.py 2>forks.err </dev/null &
+	run=$!
+	adopt $run
+}
+begin_forks --every 1s
+wait_until 10 _began forks 1
+wait_until 10 _imaged forks
+usnap list -q forks >whole
+touch fork
+_warned() { grep -q "cannot be brought back by itself: children: it has children" forks.err; }
+wait_until 20 _warned
+program=$(last forks)
+child=$(pgrep -P "$program")
+adopt "$child"
+sleep 1.5
+kill -KILL "$program"
+wait $run || true
+kill -KILL "$child"
+same 'warnings' "$(grep -c 'cannot be brought back by itself' forks.err)" 1
+rm fork
+begin_forks
+_forks_back() { grep -q "'forks' is as it was .* before its newest image" forks.err; }
+wait_until 20 _forks_back
+says forks.err "skipped: 'forks@"
+program=$(sed -n "s/.*brought back.* as process //p" forks.err)
+adopt "$program"
+kill -KILL "$program"
+wait $run || true
+same 'starts of the program' "$(wc -l <forks)" 1
+
 # ---- a stop from the terminal ---------------------------------------------------------------
 
 # The target would be stopped with it, at its next write.
