@@ -27,6 +27,8 @@ struct restore_front {
 	 * returned last (-1: for ever). May be NULL; with it standard error is kept. */
 	int (*tick)(void *arg);
 	void *tick_arg;
+	/* Before a signal is passed on. True: it is not, whoever kept it does so later. May be NULL. */
+	bool (*keep)(void *tick_arg, int sig);
 };
 
 void front_begin(struct restore_front *f);

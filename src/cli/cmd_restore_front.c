@@ -142,7 +142,8 @@ static void pass_signal(struct restore_front *f, const struct restore_watch *w, 
 		return;
 	if (sig == SIGCONT)
 		front_lend_terminal(f, pid);
-	restore_watch_signal(w, sig);
+	if (!f->keep || !f->keep(f->tick_arg, sig))
+		restore_watch_signal(w, sig);
 }
 
 /* ---- until the end ------------------------------------------------------------------------- */

@@ -29,6 +29,7 @@ enum {
 	HEIR_LOOK_MS = 20,
 	QUICK_S = 10, /* who ends within this has not got far */
 	MAX_QUICK = 5, /* such ends in a row: it is no use */
+	LAST_S = 10, /* how long an end is put off for a last snapshot */
 };
 
 /* ---- what goes on in another process --------------------------------------------------------- */
@@ -127,6 +128,9 @@ static int run_beside(const struct run_args *a, const sigset_t *set)
 struct supervisor {
 	struct run_service service;
 	struct run_program program;
+	struct restore_watch *watch;
+	int kept; /* a signal that wants an end, and waits for a last snapshot; or 0 */
+	uint64_t kept_until_ns; /* CLOCK_MONOTONIC */
 };
 
 /* Orphans of the program come to us: nobody asks for their status. */
@@ -143,13 +147,56 @@ static void reap_orphans(const struct supervisor *v)
 	}
 }
 
+/* An image of a program that is about to end would end again as soon as it is back. */
+static void pass_kept(struct supervisor *v)
+{
+	int sig = v->kept;
+
+	v->kept = 0;
+	run_service_rest(&v->service);
+	restore_watch_signal(v->watch, sig);
+}
+
+/* What comes back is the newest image: without one of now, a stop and a start of the unit would lose all
+ * since the last. Who is in a hurry says so twice. */
+static bool keep(void *arg, int sig)
+{
+	struct supervisor *v = arg;
+	const struct run_args *a = v->service.args;
+
+	if (!a->restore_or_start || !a->every_s || (sig != SIGTERM && sig != SIGINT))
+		return false;
+	if (v->kept) {
+		pass_kept(v);
+		return false;
+	}
+	if (now_ns() < v->service.rests_ns)
+		return false;
+	v->kept = sig;
+	v->kept_until_ns = now_ns() + (uint64_t)LAST_S * 1000000000;
+	run_service_last(&v->service);
+	return true;
+}
+
 static int tick(void *arg)
 {
 	struct supervisor *v = arg;
 	int wait_ms = run_service_tick(&v->service);
+	uint64_t now = now_ns();
 
 	reap_orphans(v);
-	return wait_ms;
+	if (!v->kept)
+		return wait_ms;
+	if (now >= v->kept_until_ns)
+		msg_error("cannot take a last snapshot of '%s' within %d s", v->service.name,
+			  LAST_S);
+	if (now >= v->kept_until_ns || run_service_is_idle(&v->service)) {
+		pass_kept(v);
+		return wait_ms;
+	}
+	int left_ms = (int)((v->kept_until_ns - now) / 1000000) + 1;
+
+	return wait_ms < 0 ? left_ms : MIN(wait_ms, left_ms);
 }
 
 /* The restore that stood in for a process was killed alone: the kernel has given that to us. */
@@ -178,7 +225,7 @@ static bool stand_in(const struct run_args *a, struct run_program *p, bool *ret_
 {
 	static const volatile sig_atomic_t early;
 	struct supervisor v = {.program = *p};
-	struct restore_front f = {.tick = tick, .tick_arg = &v};
+	struct restore_front f = {.tick = tick, .tick_arg = &v, .keep = keep};
 	bool known;
 
 	front_begin(&f);
@@ -187,6 +234,7 @@ static bool stand_in(const struct run_args *a, struct run_program *p, bool *ret_
 					  .pidfd = (int)syscall(SYS_pidfd_open, v.program.child, 0),
 					  .events = -1};
 
+		v.watch = &w;
 		run_service_begin(&v.service, a, &v.program);
 		known = front_wait(&f, &w, v.program.child, &early, ret_status);
 		run_service_end(&v.service);

@@ -107,6 +107,7 @@ struct run_service {
 	bool prunes;
 	bool wants_full; /* the next image is not to refer to others */
 	char obstacle[64]; /* the kind that was told of */
+	uint64_t rests_ns; /* CLOCK_MONOTONIC; until then none is taken of what was told to end */
 	uint64_t beacon, asked, looked_ns; /* the agent's count */
 	/* With --background: the standard error of the process as it was once. */
 	bool messages;
@@ -118,6 +119,12 @@ void run_service_begin(struct run_service *s, const struct run_args *a,
 		       const struct run_program *p);
 /* As restore_front.tick; arg: struct run_service. */
 int run_service_tick(void *arg);
+/* One more, to begin after what is being taken by now. */
+void run_service_last(struct run_service *s);
+/* It is through, or was given up. */
+bool run_service_is_idle(const struct run_service *s);
+/* The process is told to end: none is begun while it does. */
+void run_service_rest(struct run_service *s);
 /* Waits for what is being done. */
 void run_service_end(struct run_service *s);
 /* "--pid" lets go of what it has from the process that started it. */

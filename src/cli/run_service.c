@@ -23,6 +23,10 @@
 #define NS_PER_S UINT64_C(1000000000)
 #define NS_PER_MS UINT64_C(1000000)
 
+enum {
+	REST_S = 120 /* who has been told to end, and has not by then, goes on */
+};
+
 /* ---- the standard error of another process ---------------------------------------------------- */
 
 /* Of the process that is looked after; the caller closes. */
@@ -229,8 +233,10 @@ int run_service_tick(void *arg)
 	if (s->args->on_signal)
 		look_at_signal(s);
 	now = now_ns();
+	if (now < s->rests_ns)
+		s->wanted = false;
 	if (every && now >= s->next_ns) {
-		s->wanted = true;
+		s->wanted |= now >= s->rests_ns;
 		s->next_ns += (now - s->next_ns) / every * every + every;
 	}
 	if (s->wanted && !s->at_work)
@@ -242,6 +248,22 @@ int run_service_tick(void *arg)
 			wait_ms = (int)MIN(left_ms, (uint64_t)3600000);
 	}
 	return wait_ms;
+}
+
+void run_service_last(struct run_service *s)
+{
+	s->wanted = true;
+}
+
+bool run_service_is_idle(const struct run_service *s)
+{
+	return !s->wanted && (!s->at_work || s->prunes);
+}
+
+void run_service_rest(struct run_service *s)
+{
+	s->wanted = false;
+	s->rests_ns = now_ns() + REST_S * NS_PER_S;
 }
 
 void run_service_end(struct run_service *s)

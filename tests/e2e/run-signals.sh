@@ -150,6 +150,50 @@ kill -KILL "$program"
 wait $run || true
 same 'starts of the program' "$(wc -l <forks)" 1
 
+# ---- a last image -------------------------------------------------------------------------------
+
+# What has been done since the last interval is there after a stop and a start.
+cat >counts.py <<'END'
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *a: sys.exit(0))
+print("begin", file=open("counts", "a"), flush=True)
+n = 0
+while True:
+    n += 1
+    with open("count", "w") as f: f.write("%d\n" % n)
+    time.sleep(0.01)
+END
+: >counts
+begin_counts() {
+	"$UFFD_SNAP" run --name counts --restore-or-start --every 1h "$@" -- python3 counts.py 2>>counts.err </dev/null &
+	run=$!
+	adopt $run
+}
+_counts() { [ "$(cat count)" -ge "$1" ]; }
+begin_counts
+wait_until 10 _counts 50
+kill -TERM $run
+wait $run || fail "status $? after SIGTERM: $(cat counts.err)"
+same 'images' "$(usnap list -q counts | wc -l)" 1
+echo 0 >count
+begin_counts
+wait_until 10 _counts 50
+same 'starts of the program' "$(wc -l <counts)" 1
+# In a hurry.
+kill -TERM $run
+kill -INT $run
+wait $run || true
+# Sent to the program, it says nothing to run.
+begin_counts
+_back_again() { [ "$(grep -c "brought back 'counts@" counts.err)" -eq 2 ]; }
+wait_until 10 _back_again
+program=$(sed -n "s/.*brought back.* as process //p" counts.err | tail -n 1)
+adopt "$program"
+before=$(usnap list -q counts | wc -l)
+kill -TERM "$program"
+wait $run || fail "status $?: $(cat counts.err)"
+same 'images' "$(usnap list -q counts | wc -l)" "$before"
+
 # ---- a stop from the terminal ---------------------------------------------------------------
 
 # The target would be stopped with it, at its next write.
