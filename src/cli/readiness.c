@@ -37,7 +37,7 @@ static pid_t innermost(pid_t pid)
 }
 
 /* By all its user IDs: the owner of its directory in /proc is root when it is not dumpable. */
-static bool is_ours(pid_t pid)
+bool readiness_is_ours(pid_t pid)
 {
 	cleanup_free char *text = NULL;
 	const char *s;
@@ -87,7 +87,8 @@ static bool look_from_afar(pid_t pid, uint64_t beacon, struct agent_found *ret)
 
 static bool look(pid_t pid, uint64_t beacon, struct agent_found *ret)
 {
-	return is_ours(pid) ? agent_look(pid, beacon, ret) > 0 : look_from_afar(pid, beacon, ret);
+	return readiness_is_ours(pid) ? agent_look(pid, beacon, ret) > 0
+				      : look_from_afar(pid, beacon, ret);
 }
 
 static bool find(pid_t pid, struct agent_found *ret)

@@ -12,6 +12,9 @@
  * was not loaded for this process but is a copy of its parent's. */
 bool readiness_agent(pid_t pid, uint64_t beacon, struct agent_found *ret);
 
+/* By all its user IDs: nobody but us could write to its memory. */
+bool readiness_is_ours(pid_t pid);
+
 /* Is it ready? r: may be NULL. look_inside: of the process too, when the registry does not tell. name:
  * "" when it has none. */
 bool readiness_of(const struct registry *r, pid_t pid, bool look_inside,

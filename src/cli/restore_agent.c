@@ -31,7 +31,8 @@ static const char *variable(const char *env, size_t len, const char *name)
 	return NULL;
 }
 
-/* As the agent would have (service.c): not where "run" has it in hand. */
+/* As the agent would have (service.c): not where "run" has it in hand. What it asks for is in memory
+ * that it can write to: for another user's we would write files with our rights where he likes. */
 static void serve(pid_t pid, uint64_t start_ticks, const char *name)
 {
 	static const char *const wanted[] = {"UFFD_SNAP_EVERY", "UFFD_SNAP_SIGNAL",
@@ -42,7 +43,7 @@ static void serve(pid_t pid, uint64_t start_ticks, const char *name)
 	size_t len;
 
 	snprintf(path, sizeof(path), "/proc/%d/environ", (int)pid);
-	if (getenv("UFFD_SNAP_SUPERVISED") ||
+	if (getenv("UFFD_SNAP_SUPERVISED") || !readiness_is_ours(pid) ||
 	    io_read_file_at(AT_FDCWD, path, MAX_ENVIRONMENT, &env, &len) < 0 ||
 	    variable(env, len, "UFFD_SNAP_SUPERVISED") ||
 	    (!variable(env, len, wanted[0]) && !variable(env, len, wanted[1])))
