@@ -223,10 +223,10 @@ static bool goes_on(struct run_program *p, int status)
 static bool stand_in(const struct run_args *a, struct run_program *p, bool *ret_told,
 		     int *ret_status)
 {
-	static const volatile sig_atomic_t early;
+	volatile sig_atomic_t early = 0;
 	struct supervisor v = {.program = *p};
 	struct restore_front f = {.tick = tick, .tick_arg = &v, .keep = keep};
-	bool known;
+	bool known, told_after = false;
 
 	front_begin(&f);
 	do {
@@ -237,10 +237,14 @@ static bool stand_in(const struct run_args *a, struct run_program *p, bool *ret_
 		v.watch = &w;
 		run_service_begin(&v.service, a, &v.program);
 		known = front_wait(&f, &w, v.program.child, &early, ret_status);
-		run_service_end(&v.service);
+		/* It is meant for what goes on. */
+		if (run_service_end(&v.service)) {
+			told_after = true;
+			early = SIGTERM;
+		}
 	} while (known && goes_on(&v.program, *ret_status));
 	/* SIGHUP has servers read their files again: it asks for the end of those only that it ends. */
-	*ret_told = f.told_to_end ||
+	*ret_told = f.told_to_end || told_after ||
 		    (known && WIFSIGNALED(*ret_status) && WTERMSIG(*ret_status) == SIGHUP);
 	if (f.tty >= 0)
 		close(f.tty);

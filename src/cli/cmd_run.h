@@ -125,8 +125,9 @@ void run_service_last(struct run_service *s);
 bool run_service_is_idle(const struct run_service *s);
 /* The process is told to end: none is begun while it does. */
 void run_service_rest(struct run_service *s);
-/* Waits for what is being done. */
-void run_service_end(struct run_service *s);
+/* Waits for what is being done; not for ever, and not after a signal that asks for an end. True: one
+ * has. */
+bool run_service_end(struct run_service *s);
 /* "--pid" lets go of what it has from the process that started it. */
 void run_service_detach(struct run_service *s);
 

@@ -39,6 +39,7 @@ static const struct passed {
 	{"max-size", PASS_SIZE, TO_PRUNE},
 	{"full-every", PASS_COUNT, TO_SNAPSHOT},
 	{"rate", PASS_SIZE, TO_SNAPSHOT},
+	{"timeout", PASS_TIME, TO_SNAPSHOT},
 	{"idle", PASS_NOTHING, TO_SNAPSHOT},
 	{"metrics", PASS_WORD, TO_SNAPSHOT},
 	{"on-success", PASS_WORD, TO_SNAPSHOT},
@@ -89,6 +90,7 @@ const char run_args_help[] =
 	"      --full-every N    at least every Nth image refers to no other (default 24\n"
 	"                        where images are removed)\n"
 	"      --rate SIZE       bytes of memory to read in a second, at most\n"
+	"      --timeout TIME    give a snapshot up after this long\n"
 	"      --idle            use what CPU and disk others leave\n"
 	"      --metrics FILE    keep figures for Prometheus in FILE\n"
 	"      --on-success COMMAND  run this shell command for each image taken\n"

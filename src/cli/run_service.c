@@ -6,11 +6,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "cli/cmd_run.h"
 #include "cli/msg.h"
@@ -24,6 +27,8 @@
 #define NS_PER_MS UINT64_C(1000000)
 
 enum {
+	END_S = 30, /* what is being done when the process has ended may take */
+	GIVE_UP_S = 5, /* and this when it was told to end */
 	REST_S = 120 /* who has been told to end, and has not by then, goes on */
 };
 
@@ -266,9 +271,46 @@ void run_service_rest(struct run_service *s)
 	s->rests_ns = now_ns() + REST_S * NS_PER_S;
 }
 
-void run_service_end(struct run_service *s)
+/* One of those it waits for; or that somebody wants an end: true. */
+static bool wait_a_while(uint64_t until_ns)
 {
-	if (s->at_work)
-		run_reap(s->at_work);
+	static const int signals[] = {SIGCHLD, SIGTERM, SIGINT, SIGQUIT};
+	uint64_t now = now_ns();
+	/* Orphans of the program may end between: the end that counts is asked for again. */
+	struct timespec t = {.tv_nsec =
+				     until_ns > now ? (long)MIN(until_ns - now, NS_PER_S / 2) : 0};
+	sigset_t set;
+
+	sigemptyset(&set);
+	for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
+		sigaddset(&set, signals[i]);
+	int sig = sigtimedwait(&set, NULL, &t);
+	return sig > 0 && sig != SIGCHLD;
+}
+
+bool run_service_end(struct run_service *s)
+{
+	static const int means[] = {SIGTERM, SIGKILL, 0};
+	uint64_t until_ns = now_ns() + END_S * NS_PER_S;
+	size_t nr = 0;
+	bool told = false;
+	int status;
+	pid_t r;
+
+	while (s->at_work &&
+	       ((r = waitpid(s->at_work, &status, WNOHANG)) == 0 || (r < 0 && errno == EINTR))) {
+		if (wait_a_while(until_ns)) {
+			told = true;
+			if (!nr)
+				until_ns = now_ns();
+		}
+		if (now_ns() < until_ns)
+			continue;
+		if (!means[nr])
+			break;
+		kill(s->at_work, means[nr++]);
+		until_ns = now_ns() + GIVE_UP_S * NS_PER_S;
+	}
 	s->at_work = 0;
+	return told;
 }
