@@ -28,6 +28,7 @@
 #define RUNDIR_READY "ready-"
 #define RUNDIR_TAKEN "taken-"
 #define RUNDIR_SERVED "served-"
+#define RUNDIR_RUN "run-" /* HASH-NAME: of a store, and in it */
 
 /* Of ready-: */
 #define RUNDIR_KEY_NAME "name=" /* may be empty */

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <xxhash.h>
 
 #include "common/io.h"
 #include "common/procstat.h"
@@ -427,4 +428,30 @@ void registry_end(int fd, uint64_t t0_ms, const char *file)
 		write_taken(fd, 0, t0_ms, realpath(file, path) ? path : file);
 	flock(fd, LOCK_UN);
 	close(fd);
+}
+
+/* ---- who runs ------------------------------------------------------------------------------ */
+
+static void run_file(const char *store, const char *name, char file[NAME_MAX + 1])
+{
+	cleanup_free char *path = realpath(store, NULL);
+
+	if (path)
+		store = path;
+	snprintf(file, NAME_MAX + 1, RUNDIR_RUN "%016llx-%s",
+		 (unsigned long long)XXH3_64bits(store, strlen(store)), name);
+}
+
+int registry_begin_run(const char *store, const char *name)
+{
+	cleanup_fd int dir = open_own(), fd = -1;
+	char file[NAME_MAX + 1];
+
+	run_file(store, name, file);
+	if (dir >= 0)
+		fd = openat(dir, file, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC,
+			    0600);
+	if (fd < 0)
+		return -ENOENT;
+	return flock(fd, LOCK_EX | LOCK_NB) < 0 ? -EBUSY : take_fd(&fd);
 }

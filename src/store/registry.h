@@ -65,6 +65,8 @@ bool registry_taken(pid_t pid, uint64_t start_ticks, struct registry_taken *ret)
 int registry_begin(pid_t pid, uint64_t start_ticks);
 /* One "run --pid" is enough. A descriptor to keep; -EBUSY: there is one; -ENOENT: cannot be told. */
 int registry_serve(pid_t pid, uint64_t start_ticks);
+/* One "run" of a name in a store at a time. As registry_serve(). */
+int registry_begin_run(const char *store, const char *name);
 /* file: NULL when there is no image. */
 void registry_end(int fd, uint64_t t0_ms, const char *file);
 
