@@ -29,6 +29,7 @@ enum {
 	HEIR_LOOK_MS = 20,
 	QUICK_S = 10, /* who ends within this has not got far */
 	MAX_QUICK = 5, /* such ends in a row: it is no use */
+	MAX_OF_IMAGE = 2, /* of what one image brought back: an older one may do better */
 	LAST_S = 10, /* how long an end is put off for a last snapshot */
 };
 
@@ -47,10 +48,9 @@ static bool find_heir(struct run_program *p)
 		if (registry_load(&r) < 0)
 			return false;
 		if ((e = registry_heir(&r, p->pid, p->start_ticks))) {
-			*p = (struct run_program){.child = e->pid,
-						  .pid = e->pid,
-						  .start_ticks = e->start_ticks,
-						  .distrusts = p->distrusts};
+			/* What it was brought back from stays. */
+			p->child = p->pid = e->pid;
+			p->start_ticks = e->start_ticks;
 			found = true;
 		}
 		registry_free(&r);
@@ -257,7 +257,8 @@ static int bring_up(const struct run_args *a, struct run_program *p, bool *ret_t
 	bool found = false;
 	int sig = 0, code = 0;
 
-	*p = (struct run_program){0};
+	p->distrusts = false;
+	*p->image = '\0';
 	if (a->restore_or_start)
 		code = run_program_restore(a, p, &found, &sig);
 	*ret_told = sig;
@@ -293,10 +294,38 @@ static bool pause_before_restart(uint64_t lived_s)
 	return sigtimedwait(&set, NULL, &t) < 0;
 }
 
-static int run_command(const struct run_args *a)
+/* In a row: all, and those of what one image brought back. */
+struct quick_ends {
+	unsigned nr, nr_of_image;
+	char image[STORE_ID_LEN + 1];
+};
+
+/* An image may be whole and of a program that was about to fail. */
+static void count_end(struct quick_ends *e, struct run_program *p, const char *name,
+		      uint64_t lived_s)
 {
-	struct run_program p;
-	unsigned nr_quick = 0;
+	if (lived_s >= QUICK_S) {
+		*e = (struct quick_ends){0};
+		*p->avoid = '\0';
+		return;
+	}
+	e->nr++;
+	if (!*p->image)
+		return;
+	e->nr_of_image = strcmp(e->image, p->image) ? 1 : e->nr_of_image + 1;
+	memcpy(e->image, p->image, sizeof(e->image));
+	if (e->nr_of_image < MAX_OF_IMAGE)
+		return;
+	memcpy(p->avoid, p->image, sizeof(p->avoid));
+	msg_error("'%s@%s' ended %u times within %d s: going back to an older image, if there is "
+		  "one",
+		  name, p->image, e->nr_of_image, QUICK_S);
+}
+
+static int run_until_end(const struct run_args *a)
+{
+	struct run_program p = {0};
+	struct quick_ends ends = {0};
 	int status;
 	bool told, told_early;
 
@@ -316,18 +345,43 @@ static int run_command(const struct run_args *a)
 			return front_end_as(status);
 		uint64_t lived_s = (now_ns() - start) / 1000000000;
 
-		nr_quick = lived_s < QUICK_S ? nr_quick + 1 : 0;
+		count_end(&ends, &p, a->name, lived_s);
 		if (WIFSIGNALED(status))
 			msg_error("'%s' died of signal %d", a->name, WTERMSIG(status));
 		else
 			msg_error("'%s' ended with exit status %d", a->name, WEXITSTATUS(status));
-		if (nr_quick == MAX_QUICK)
+		if (ends.nr == MAX_QUICK)
 			msg_error(
 				"cannot keep '%s' running: it ended %d times in a row within %d s",
 				a->name, MAX_QUICK, QUICK_S);
-		if (nr_quick == MAX_QUICK || !pause_before_restart(lived_s))
+		if (ends.nr == MAX_QUICK || !pause_before_restart(lived_s))
 			return front_end_as(status);
 	}
+}
+
+/* Two of a name would each go back to what the other has done. Where it cannot be told whether there is
+ * one, there is none. */
+static int run_command(const struct run_args *a)
+{
+	cleanup_free char *store = NULL;
+	struct usnap_err err = {0};
+	cleanup_fd int fd = -1;
+
+	if (!a->restore_or_start && !a->every_s && !a->on_signal)
+		return run_until_end(a);
+	if (a->store)
+		store = strdup(a->store);
+	else if (store_default_path(&store, &err) < 0)
+		return msg_failure(&err);
+	if (store)
+		fd = registry_begin_run(store, a->name);
+	if (fd == -EBUSY) {
+		usnap_fail(&err, fd, "cannot run '%s': another 'run' has this name in store '%s'",
+			   a->name, store);
+		usnap_hint(&err, "end that, or choose another one with --name");
+		return msg_failure(&err);
+	}
+	return run_until_end(a);
 }
 
 static int run(int argc, char **argv)

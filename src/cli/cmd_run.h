@@ -5,6 +5,7 @@
  *	run_args.c     what was asked
  *	run_program.c  the program: started, or restored
  *	run_image.c    what an image says about bringing it back
+ *	run_command.c  whether the images are of the command that is given
  *	run_service.c  snapshots and what they leave, as children of ours
  *	cmd_run.c      all of it together, and "run --pid"
  *
@@ -60,6 +61,8 @@ struct run_program {
 	pid_t pid; /* the program */
 	uint64_t start_ticks; /* of the program */
 	bool distrusts; /* the newest images are damaged */
+	char image[STORE_ID_LEN + 1]; /* that it was brought back from, or "" */
+	char avoid[STORE_ID_LEN + 1]; /* an image: to bring back an older one; or "" */
 };
 
 /* As a shell tells of a command that it cannot run. */
@@ -95,6 +98,13 @@ bool run_image_obstacle(const struct run_args *a, const char *path, struct run_o
 /* "1d3h", "2m5s", "0.8 s" */
 void run_image_age(uint64_t ms, char ret[RUN_AGE_MAX]);
 
+/* ---- run_command.c ---- */
+
+/* dir: that of the name in the store. False: it cannot be written. */
+bool run_command_remember(const struct run_args *a, const char *dir);
+/* False also when it is not known. */
+bool run_command_differs(const struct run_args *a, const char *dir);
+
 /* ---- run_service.c ---- */
 
 struct run_service {
@@ -106,6 +116,7 @@ struct run_service {
 	pid_t at_work; /* child that takes or prunes, or 0 */
 	bool prunes;
 	bool wants_full; /* the next image is not to refer to others */
+	bool remembered; /* the command, beside its images */
 	char obstacle[64]; /* the kind that was told of */
 	uint64_t rests_ns; /* CLOCK_MONOTONIC; until then none is taken of what was told to end */
 	uint64_t beacon, asked, looked_ns; /* the agent's count */

@@ -342,7 +342,9 @@ static enum outcome restore_one(const struct run_args *a, const char *ref, struc
 
 		return WIFEXITED(status) && WEXITSTATUS(status) == EXIT_DAMAGED ? DAMAGED : FAILED;
 	}
-	*ret = (struct run_program){.child = child, .pid = pid};
+	ret->child = child;
+	ret->pid = pid;
+	ret->start_ticks = 0;
 	if (procstat_read(pid, &stat) == 0)
 		ret->start_ticks = stat.start_ticks;
 	return RUNS;
@@ -374,6 +376,16 @@ static void tell_of_age(const struct run_args *a, const struct store_images *ima
 	msg_warning("'%s' is as it was %s before its newest image", a->name, age);
 }
 
+/* How many there are, but for one to avoid and what was taken since. All of them when nothing else is
+ * left. */
+static size_t newest_wanted(const struct store_images *images, const char *avoid)
+{
+	for (size_t i = 1; i < images->nr; i++)
+		if (!strcmp(images->image[i].id, avoid))
+			return i;
+	return images->nr;
+}
+
 static enum outcome try_each(const struct run_args *a, const struct store *store,
 			     const struct store_images *images, const struct store_link *links,
 			     struct run_program *ret, int *ret_signal)
@@ -384,7 +396,7 @@ static enum outcome try_each(const struct run_args *a, const struct store *store
 
 	if (asprintf(&dir, "%s/%s", store_path(store), a->name) < 0)
 		dir = NULL;
-	for (size_t i = images->nr; dir && i--;) {
+	for (size_t i = newest_wanted(images, ret->avoid); dir && i--;) {
 		enum outcome o = DAMAGED;
 
 		snprintf(ref, sizeof(ref), "%s@%s", a->name, images->image[i].id);
@@ -405,8 +417,14 @@ static enum outcome try_each(const struct run_args *a, const struct store *store
 		ret->distrusts = skipped;
 		if (o == RUNS && !a->quiet)
 			msg_info("brought back '%s' as process %d", ref, (int)ret->pid);
-		if (o == RUNS)
+		if (o == RUNS) {
+			memcpy(ret->image, images->image[i].id, sizeof(ret->image));
 			tell_of_age(a, images, i);
+			if (run_command_differs(a, dir))
+				msg_warning("'%s' goes on with the command that it was started "
+					    "with: the one that is given now differs",
+					    a->name);
+		}
 		if (o != DAMAGED)
 			return o;
 		msg_error("skipped: '%s'", ref);

@@ -130,14 +130,12 @@ static void prune(struct run_service *s)
 }
 
 /* While it can still be helped. Each reason once. */
-static void warn_of_obstacle(struct run_service *s)
+static void warn_of_obstacle(struct run_service *s, const char *file)
 {
 	cleanup_fd int fd = messages(s), ours = -1;
-	struct registry_taken taken;
 	struct run_obstacle o;
 
-	if (!registry_taken(s->program.pid, s->program.start_ticks, &taken) || !*taken.file ||
-	    !run_image_obstacle(s->args, taken.file, &o) || !strcmp(o.kind, s->obstacle))
+	if (!run_image_obstacle(s->args, file, &o) || !strcmp(o.kind, s->obstacle))
 		return;
 	memcpy(s->obstacle, o.kind, sizeof(s->obstacle));
 	if (fd >= 0 && (ours = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3)) >= 0)
@@ -147,6 +145,20 @@ static void warn_of_obstacle(struct run_service *s)
 		    s->name, o.kind, o.detail, o.kind);
 	if (ours >= 0)
 		dup2(ours, STDERR_FILENO);
+}
+
+static void look_at_image(struct run_service *s)
+{
+	struct registry_taken taken;
+	char *slash;
+
+	if (!registry_taken(s->program.pid, s->program.start_ticks, &taken) ||
+	    !(slash = strrchr(taken.file, '/')))
+		return;
+	warn_of_obstacle(s, taken.file);
+	*slash = '\0';
+	if (s->args->command && !*s->program.image && !s->remembered)
+		s->remembered = run_command_remember(s->args, taken.file);
 }
 
 static void reap(struct run_service *s)
@@ -160,7 +172,7 @@ static void reap(struct run_service *s)
 	if (pid < 0 || s->prunes || !WIFEXITED(status) || WEXITSTATUS(status))
 		return;
 	s->wants_full = false;
-	warn_of_obstacle(s);
+	look_at_image(s);
 	if (s->args->prune.nr)
 		prune(s);
 }

@@ -5,6 +5,7 @@
  *	DIR/NAME/<UTC time>-<id>.usnap   an image; immutable, mode 0600
  *	DIR/NAME/latest                  symbolic link to the one taken last
  *	DIR/NAME/.lock, .in-use          storelock.h
+ *	DIR/NAME/.command                what "run" has started, and takes images of
  *	DIR/NAME/.*.part                 not complete; a leftover when nobody holds .lock
  *
  * What the directory holds is not believed: a file counts when its name has

@@ -235,7 +235,7 @@ void store_unlock(struct store_lock *l)
 	free(l);
 }
 
-static bool only_locks(int dir)
+static bool only_extras(int dir)
 {
 	int fd = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	cleanup_dir DIR *d = fd < 0 ? NULL : fdopendir(fd);
@@ -243,14 +243,16 @@ static bool only_locks(int dir)
 
 	while (d && (e = readdir(d)))
 		if (strcmp(e->d_name, ".") && strcmp(e->d_name, "..") &&
-		    strcmp(e->d_name, ".lock") && strcmp(e->d_name, ".in-use"))
+		    strcmp(e->d_name, ".lock") && strcmp(e->d_name, ".in-use") &&
+		    strcmp(e->d_name, ".command"))
 			return false;
 	return d;
 }
 
 void store_unlock_empty(struct store_lock *l)
 {
-	if (only_locks(l->dir)) {
+	if (only_extras(l->dir)) {
+		unlinkat(l->dir, ".command", 0);
 		/* Who waits for them finds them gone and starts again. */
 		unlinkat(l->dir, ".in-use", 0);
 		unlinkat(l->dir, ".lock", 0);

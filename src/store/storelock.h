@@ -47,7 +47,7 @@ int store_lock_fd(const struct store_lock *l);
 /* NULL is fine. */
 void store_unlock(struct store_lock *l);
 
-/* Removes the directory of the name if it holds no more than the locks, and unlocks (STORE_REMOVE). */
+/* Removes the directory of the name if it holds no more than the locks and .command, and unlocks (STORE_REMOVE). */
 void store_unlock_empty(struct store_lock *l);
 
 #endif

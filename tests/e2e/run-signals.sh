@@ -1,6 +1,6 @@
 #!/bin/bash
 # Signals that are no wish for an end do not end the supervision; a restore killed alone, an image that cannot be read and a stop from the terminal do no harm.
-# timeout: 60
+# timeout: 120
 . "$(dirname "$0")/../lib.sh"
 . "$TESTS/lib-work.sh"
 . "$TESTS/lib-restore.sh"
@@ -179,6 +179,10 @@ echo 0 >count
 begin_counts
 wait_until 10 _counts 50
 same 'starts of the program' "$(wc -l <counts)" 1
+grep -q 'differs' counts.err && fail "the command is the same: $(cat counts.err)"
+# One at a time has the name.
+exits 1 usnap run --name counts --restore-or-start -- true
+says err "another 'run' has this name"
 # In a hurry.
 kill -TERM $run
 kill -INT $run
@@ -193,6 +197,48 @@ before=$(usnap list -q counts | wc -l)
 kill -TERM "$program"
 wait $run || fail "status $?: $(cat counts.err)"
 same 'images' "$(usnap list -q counts | wc -l)" "$before"
+# It goes on with the old one.
+"$UFFD_SNAP" run --name counts --restore-or-start -- python3 counts.py --new 2>>counts.err </dev/null &
+run=$!
+adopt $run
+wait_until 10 grep -q 'the one that is given now differs' counts.err
+program=$(sed -n "s/.*brought back.* as process //p" counts.err | tail -n 1)
+adopt "$program"
+kill -TERM $run
+wait $run || fail "status $?: $(cat counts.err)"
+usnap rm -q --all counts
+[ ! -e store/counts ] || fail "what is left: $(ls -A store/counts)"
+
+# ---- an image of what is about to fail ------------------------------------------------------------
+
+cat >fails.py <<'END'
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *a: sys.exit(0))
+bad = False
+while True:
+    bad |= os.path.exists("poison")
+    open("state", "w").write("%d\n" % bad)
+    if bad and os.path.exists("die"): sys.exit(9)
+    time.sleep(0.01)
+END
+_state() { [ "$(cat state)" = "$1" ]; }
+: >state
+"$UFFD_SNAP" run --name fails --restore-or-start --restart -- python3 fails.py 2>fails.err </dev/null &
+run=$!
+adopt $run
+wait_until 10 _state 0
+usnap snapshot -q fails --name fails
+touch poison
+wait_until 10 _state 1
+usnap snapshot -q fails --name fails
+rm poison
+touch die
+wait_until 20 grep -q "going back to an older image" fails.err
+wait_until 20 _state 0
+says fails.err "'fails' is as it was"
+same 'brought back' "$(grep -c "brought back 'fails@" fails.err)" 3
+kill -TERM $run
+wait $run || fail "status $?: $(cat fails.err)"
 
 # ---- a stop from the terminal ---------------------------------------------------------------
 
