@@ -126,15 +126,22 @@ begin_forks() {
 }
 begin_forks --every 1s
 wait_until 10 _began forks 1
-wait_until 10 _imaged forks
-usnap list -q forks >whole
+# more: two images since, one of which began since.
+nr_images() { { usnap list -q "$1" 2>/dev/null || true; } | wc -l; }
+_more() { [ "$(nr_images forks)" -ge $((had + 2)) ]; }
+more() {
+	had=$(nr_images forks)
+	wait_until 20 _more
+}
+more
 touch fork
-_warned() { grep -q "cannot be brought back by itself: children: it has children" forks.err; }
-wait_until 20 _warned
 program=$(last forks)
+wait_until 10 pgrep -P "$program"
 child=$(pgrep -P "$program")
 adopt "$child"
-sleep 1.5
+more
+_warned() { grep -q "cannot be brought back by itself: children: it has children" forks.err; }
+wait_until 20 _warned
 kill -KILL "$program"
 wait $run || true
 kill -KILL "$child"
@@ -165,7 +172,7 @@ while True:
 END
 : >counts
 begin_counts() {
-	"$UFFD_SNAP" run --name counts --restore-or-start --every 1h "$@" -- python3 counts.py 2>>counts.err </dev/null &
+	"$UFFD_SNAP" run --name counts --restore-or-start --every 1h -- python3 counts.py 2>>counts.err </dev/null &
 	run=$!
 	adopt $run
 }
