@@ -25,7 +25,8 @@
 #include "common/util.h"
 
 enum {
-	STOP_NS = 20000000, /* a thread that has not stopped by then sits in vfork or worse */
+	STOP_NS = 20000000, /* a thread that has not stopped by then sits in vfork or worse; */
+	STOP_MOST_NS = 640000000, /* or it has to wait for a processor, which may take longer */
 	STOP_TRIES = 50,
 	COVER_TRIES = 5,
 	COPY_PAGES = 128, /* logged pages copied while stopped; the rest is protected */
@@ -352,8 +353,8 @@ static void ask_facts(struct capture *c)
 }
 
 /* One stop. -EAGAIN: not every thread could be stopped. */
-static int freeze_once(struct capture *c, bool hold, struct copier *cp, bool last_try,
-		       bool *ret_again, struct usnap_err *err)
+static int freeze_once(struct capture *c, bool hold, struct copier *cp, uint64_t stop_ns,
+		       bool last_try, bool *ret_again, struct usnap_err *err)
 {
 	uint64_t start, stopped, state;
 	int r = tracees_seize(&c->tracees, c->target, err);
@@ -362,8 +363,9 @@ static int freeze_once(struct capture *c, bool hold, struct copier *cp, bool las
 	c->throttle_us = 0;
 	start = now_ns();
 	if (r == 0)
-		r = tracees_stop(&c->tracees, c->target, true, start + STOP_NS, err);
+		r = tracees_stop(&c->tracees, c->target, true, start + stop_ns, err);
 	if (r < 0) {
+		c->straggler = c->tracees.straggler;
 		/* One that does not stop for seconds would not for the next try either. */
 		if (tracees_release(&c->tracees, c->target) && r == -EAGAIN)
 			r = err->code = -EBUSY;
@@ -424,6 +426,7 @@ static int freeze_once(struct capture *c, bool hold, struct copier *cp, bool las
 int freeze(struct capture *c, bool hold, struct usnap_err *err)
 {
 	struct copier cp = {0};
+	uint64_t stop_ns = STOP_NS;
 	int r = -EAGAIN;
 
 	for (unsigned stops = 0, covers = 0; r == -EAGAIN && stops < STOP_TRIES;) {
@@ -433,7 +436,7 @@ int freeze(struct capture *c, bool hold, struct usnap_err *err)
 		c->frozen_extra_bytes = 0;
 		c->stats.held_bytes = 0;
 		c->stats.frozen_pages = 0;
-		r = freeze_once(c, hold, &cp, covers == COVER_TRIES, &again, &why);
+		r = freeze_once(c, hold, &cp, stop_ns, covers == COVER_TRIES, &again, &why);
 		if (r == 0 && again) {
 			covers++;
 			r = arm(c, &why);
@@ -443,6 +446,8 @@ int freeze(struct capture *c, bool hold, struct usnap_err *err)
 			/* vfork() lasts until the child execs: that is soon, as a rule. */
 			c->stats.freeze_retries++;
 			stops++;
+			if (c->straggler == 'R')
+				stop_ns = MIN(stop_ns * 2, (uint64_t)STOP_MOST_NS);
 			usleep(1000u << MIN(stops, 6u));
 			if (c->uffd >= 0) {
 				int settled = arm_settle(c, err);

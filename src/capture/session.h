@@ -76,6 +76,7 @@ struct capture {
 	struct ranges excluded; /* by the program, as of T0: whole pages. The tracer's until then */
 	struct uffd_known known; /* of the moment of attaching */
 	struct tracees tracees; /* while stopped */
+	char straggler; /* state of the thread that kept the last stop from being one */
 	int uffd, mem_fd;
 	uint64_t features;
 	void *nowhere; /* an address of ours from which nothing can be read */

@@ -292,13 +292,15 @@ int tracees_stop(struct tracees *ts, const struct target *target, bool all, uint
 
 	if (r == -EAGAIN) {
 		for (size_t i = 0; i < ts->n; i++)
-			if (!ts->t[i].stopped)
+			if (!ts->t[i].stopped) {
+				ts->straggler = task_state(target, ts->t[i].tid);
 				return usnap_fail(
 					err, r,
 					"cannot stop thread %d of process %d: it is in state %c "
 					"and does not answer",
 					ts->t[i].tid, target->pid,
-					task_state(target, ts->t[i].tid));
+					ts->straggler ? ts->straggler : '?');
+			}
 	}
 	if (r == 0 && ts->n == 0)
 		r = -ESRCH;

@@ -32,6 +32,9 @@ struct tracee {
 struct tracees {
 	struct tracee *t;
 	size_t n, room;
+	/* State letter, as in /proc/TID/stat, of the thread for which tracees_stop() answered -EAGAIN:
+	 * R waits for a processor, D sits in vfork or worse. */
+	char straggler;
 };
 
 /* Seizes every thread without stopping any. Threads created meanwhile are
