@@ -270,10 +270,22 @@ __attribute__((visibility("default"))) pid_t setsid(void)
 	return (pid_t)r;
 }
 
-/* libc's calls its own setsid(). */
-__attribute__((visibility("default"))) int daemon(int nochdir, int noclose)
+/* libc's daemon() calls its own setsid(). Another library may have a function of that name, which takes
+ * and gives back what it likes in registers. */
+typedef long any_function(long, long, long, long, long, long);
+__attribute__((visibility("default"))) any_function agent_daemon __asm__("daemon");
+
+static bool is_of_libc(const void *function)
 {
-	int (*next)(int, int);
+	Dl_info one, other;
+
+	return dladdr(function, &one) && dladdr(dlsym(RTLD_NEXT, "fork"), &other) &&
+	       one.dli_fbase == other.dli_fbase;
+}
+
+long agent_daemon(long a, long b, long c, long d, long e, long f)
+{
+	any_function *next;
 	void *found = dlsym(RTLD_NEXT, "daemon");
 
 	memcpy(&next, &found, sizeof(next));
@@ -281,8 +293,8 @@ __attribute__((visibility("default"))) int daemon(int nochdir, int noclose)
 		errno = ENOSYS;
 		return -1;
 	}
-	int r = next(nochdir, noclose);
-	if (r == 0)
+	long r = next(a, b, c, d, e, f);
+	if ((int)r == 0 && is_of_libc(found))
 		leads_a_session();
 	return r;
 }
