@@ -49,8 +49,11 @@ static void touch_control(void)
 {
 	volatile unsigned char *p = (volatile unsigned char *)&agent_control;
 
-	for (size_t at = 0; at < sizeof(agent_control); at += AGENT_PAGE)
-		p[at] = p[at];
+	for (size_t at = 0; at < sizeof(agent_control); at += AGENT_PAGE) {
+		unsigned char byte = p[at];
+
+		p[at] = byte;
+	}
 }
 
 /* As early as can be: later the program may have threads. */
