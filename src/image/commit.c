@@ -46,7 +46,7 @@ static int index_feed(struct index_pass *p, const void *buf, size_t len, ZSTD_En
 		XXH3_128bits_update(p->hash, p->out, out.pos);
 		if (p->write && (r = tarball_data(p->t, p->out, out.pos, p->err)) < 0)
 			return r;
-		if (p->keep) {
+		if (p->keep && out.pos) {
 			if ((r = growing_reserve(&p->kept, out.pos)) < 0)
 				return usnap_fail_errno(p->err, r, "cannot write the page index");
 			memcpy((char *)p->kept.p + p->kept.used, p->out, out.pos);
