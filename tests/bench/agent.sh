@@ -6,8 +6,8 @@
 . "$TESTS/lib-bench.sh"
 
 need redis-server redis-benchmark
-n=$(times_bench 5 21)
-count=$(times_bench 200000 2000000)
+n=$(times_bench 3 21)
+count=$(times_bench 60000 2000000)
 
 # compare WHAT UNIT COMMAND...: a table row, of runs with and without the agent in turn. The command
 # prints one number.
@@ -33,7 +33,7 @@ redis() {
 	pid=$!
 	adopt $pid
 	wait_until 20 redis-cli -s "$sock" ping
-	redis-benchmark -s "$sock" -t "$1" -n "$(times_bench 40000 300000)" -c 20 -P 4 -r 100000 \
+	redis-benchmark -s "$sock" -t "$1" -n "$(times_bench 15000 300000)" -c 20 -P 4 -r 100000 \
 		-d 200 --csv 2>/dev/null | awk -F'","' 'NR > 1 {print $2}'
 	kill -TERM $pid
 	wait $pid || true

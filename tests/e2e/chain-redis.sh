@@ -7,8 +7,8 @@
 . "$TESTS/lib-programs.sh"
 
 need redis-server redis-cli jq
-n=$(times 4 50)
-rounds=$(times 8 200)
+n=$(times 3 50)
+rounds=$(times 5 200)
 export UFFD_SNAP_STORE=$PWD/store TZ=UTC
 
 rcli() { timeout 20 redis-cli -s "$sock" "$@"; }
