@@ -78,14 +78,14 @@ returned() {
 }
 
 all() {
-	first_time all "$(times 32M 128M)"
-	first_time malloc "$(times 32M 128M)"
+	first_time all "$(times 16M 128M)"
+	first_time malloc "$(times 16M 128M)"
 	returned
 }
 
 allocator glibc ''
 for kind in munmap mremap dontneed free fixed brk; do
-	first_time "$kind" "$(times 16M 128M)"
+	first_time "$kind" "$(times 8M 128M)"
 done
 all
 allocator jemalloc libjemalloc.so.2 MALLOC_CONF=dirty_decay_ms:0,muzzy_decay_ms:0
