@@ -117,7 +117,6 @@ static int copy_hugetlb(struct capture *c, struct copier *cp, const struct vma *
 }
 
 /* Shared memory under guard markers cannot be read through the mapping, and is there. */
-
 static int copy_guarded(struct capture *c, struct copier *cp, const struct vma *v)
 {
 	cleanup_fd int fd = scan_open_object(c, v);

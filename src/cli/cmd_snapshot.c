@@ -103,7 +103,7 @@ static void report(struct snapshot *s, uint64_t start)
 	if (s->run.stats.inject_left)
 		msg_warning(
 			"what held back discards in process %d could not be taken out again; it "
-			"does nothing, and the next snapshot removes it",
+			"does nothing, and the next snapshot tries again",
 			(int)s->run.pid);
 }
 
