@@ -387,12 +387,10 @@ static void write_taken(int fd, pid_t by, uint64_t t0_ms, const char *file)
 }
 
 /* A locked file. -EBUSY, -ENOENT. */
-static int lock_file(const char *prefix, pid_t pid, uint64_t start_ticks)
+static int lock_file(const char *file)
 {
 	cleanup_fd int dir = open_own(), fd = -1;
-	char file[64];
 
-	snprintf(file, sizeof(file), "%s%d-%" PRIu64, prefix, (int)pid, start_ticks);
 	if (dir >= 0)
 		fd = openat(dir, file, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC,
 			    0600);
@@ -401,14 +399,22 @@ static int lock_file(const char *prefix, pid_t pid, uint64_t start_ticks)
 	return flock(fd, LOCK_EX | LOCK_NB) < 0 ? -EBUSY : take_fd(&fd);
 }
 
+static int lock_process(const char *prefix, pid_t pid, uint64_t start_ticks)
+{
+	char file[64];
+
+	snprintf(file, sizeof(file), "%s%d-%" PRIu64, prefix, (int)pid, start_ticks);
+	return lock_file(file);
+}
+
 int registry_serve(pid_t pid, uint64_t start_ticks)
 {
-	return lock_file(RUNDIR_SERVED, pid, start_ticks);
+	return lock_process(RUNDIR_SERVED, pid, start_ticks);
 }
 
 int registry_begin(pid_t pid, uint64_t start_ticks)
 {
-	cleanup_fd int fd = lock_file(RUNDIR_TAKEN, pid, start_ticks);
+	cleanup_fd int fd = lock_process(RUNDIR_TAKEN, pid, start_ticks);
 	struct registry_taken last = {0};
 
 	if (fd < 0)
@@ -444,14 +450,8 @@ static void run_file(const char *store, const char *name, char file[NAME_MAX + 1
 
 int registry_begin_run(const char *store, const char *name)
 {
-	cleanup_fd int dir = open_own(), fd = -1;
 	char file[NAME_MAX + 1];
 
 	run_file(store, name, file);
-	if (dir >= 0)
-		fd = openat(dir, file, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC,
-			    0600);
-	if (fd < 0)
-		return -ENOENT;
-	return flock(fd, LOCK_EX | LOCK_NB) < 0 ? -EBUSY : take_fd(&fd);
+	return lock_file(file);
 }
