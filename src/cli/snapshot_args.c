@@ -101,7 +101,7 @@ const char snapshot_args_help[] =
 	"      --rate SIZE     bytes of memory to read and write in a second, at most\n"
 	"      --no-hold       fail rather than hold the threads while memory is copied\n"
 	"      --kill          stop the process at T0, end it once the image is complete\n"
-	"      --skip-if-busy  end well when another run has the store's name\n"
+	"      --skip-if-busy  end well when another snapshot has the store's name\n"
 	"      --timeout TIME  give up after this long: 90, 5m, 1h30m\n"
 	"      --nice N        run at this niceness, 1 to 19\n"
 	"      --idle          use what CPU and disk others leave\n"

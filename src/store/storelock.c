@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include "common/io.h"
 #include "common/util.h"
@@ -95,7 +96,7 @@ static int take_read(struct store_lock *l, const struct store_lock_options *o)
 	return fd < 0 ? fd : (l->in_use = fd, 0);
 }
 
-static int take_add(struct store_lock *l, const struct store_lock_options *o)
+static int take_lock(struct store_lock *l, const struct store_lock_options *o)
 {
 	const struct wanted w = {".lock", LOCK_EX, o->no_wait};
 	int fd = lock_file(l->dir, &w, o->cancel);
@@ -105,6 +106,45 @@ static int take_add(struct store_lock *l, const struct store_lock_options *o)
 	l->lock = fd;
 	sign(fd);
 	return 0;
+}
+
+/* Waits until nobody has .in-use alone. 1: somebody had it. */
+static int await_remover(struct store_lock *l, const struct store_lock_options *o)
+{
+	struct wanted w = {".in-use", LOCK_SH, true};
+	int fd = lock_file(l->dir, &w, o->cancel), r = 0;
+
+	if (fd == -EBUSY) {
+		w.no_wait = false;
+		fd = lock_file(l->dir, &w, o->cancel);
+		r = 1;
+	}
+	if (fd >= 0)
+		close(fd);
+	return fd < 0 ? fd : r;
+}
+
+/* Another snapshot makes this one unnecessary; a removal that began in the same minute does not: it is
+ * waited for. It is told by .in-use, which a remover takes a moment after .lock: hence more than
+ * one look. */
+static int take_add(struct store_lock *l, const struct store_lock_options *o)
+{
+	const struct timespec moment = {.tv_nsec = 20 * 1000 * 1000};
+	int r = take_lock(l, o), removers;
+
+	for (int looks = 0; r == -EBUSY && looks < 10; looks++) {
+		removers = await_remover(l, o);
+		if (removers < 0)
+			return removers;
+		if (removers)
+			looks = 0;
+		else
+			nanosleep(&moment, NULL);
+		if (o->cancel && *o->cancel)
+			return -ECANCELED;
+		r = take_lock(l, o);
+	}
+	return r;
 }
 
 /* The directory itself is what two pushes meet at. Where directories cannot be locked, as on NFS,
@@ -126,7 +166,7 @@ static int take_remove(struct store_lock *l, const struct store_lock_options *o)
 	struct wanted w = {".in-use", LOCK_EX, true};
 
 	for (;;) {
-		int r = take_add(l, o), fd;
+		int r = take_lock(l, o), fd;
 
 		if (r < 0)
 			return r;

@@ -28,7 +28,7 @@ enum store_lock_kind {
 };
 
 struct store_lock_options {
-	bool no_wait; /* -EBUSY instead */
+	bool no_wait; /* -EBUSY instead; STORE_ADD waits for removers all the same */
 	const volatile sig_atomic_t *cancel; /* set by a signal handler that does not restart calls:
 						-ECANCELED */
 };

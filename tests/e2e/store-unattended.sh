@@ -97,4 +97,11 @@ says err 'not done within 1 s'
 [ $((SECONDS - before)) -lt 20 ] || fail '--timeout was not kept'
 exec 9>&-
 same 'images' "$(usnap list --json cron | jq '.images | length')" 2
+# Who removes is waited for: the snapshot is still wanted after it.
+flock store/cron/.lock flock store/cron/.in-use bash -c 'touch removing; sleep 1' &
+remover=$!
+wait_until 10 test -e removing
+exits 0 usnap snapshot -q "${name[@]}" --skip-if-busy
+wait $remover
+same 'images' "$(usnap list --json cron | jq '.images | length')" 3
 kill -0 $pid
