@@ -309,18 +309,20 @@ static int64_t move(struct agent_control *c, const struct gate_call *call)
 
 int64_t gate_mremap(struct agent_control *c, const struct gate_call *call)
 {
-	int64_t r = move(c, call);
-
 	/* While memory is registered, and while it is given back, a mapping is in two parts, and
-	 * the kernel takes only one at a time (mm/mremap.c). */
-	for (unsigned i = 0; i < REMAP_TRIES && r == -EFAULT && load(&c->at_work); i++) {
+	 * the kernel takes only one at a time (mm/mremap.c). When the call answers that may be over:
+	 * what was the case before it counts, too. */
+	for (unsigned i = 0; i < REMAP_TRIES; i++) {
+		bool at_work = load(&c->at_work);
+		int64_t r = move(c, call);
+
+		if (r != -EFAULT || (!at_work && !load(&c->at_work)))
+			return r;
 		pause_for(REMAP_WAIT_NS);
-		r = move(c, call);
 	}
 	/* It is a mistake of the program's, or the snapshotter is dead. */
-	if (r == -EFAULT)
-		store(&c->at_work, 0);
-	return r;
+	store(&c->at_work, 0);
+	return -EFAULT;
 }
 
 #ifndef GATE_BLOB

@@ -94,7 +94,7 @@ void asks_find(struct capture *c)
 
 void asks_leave(struct capture *c)
 {
-	if (c->asks.control && c->uffd >= 0)
+	if (c->asks.control)
 		put(c, FIELD(c, at_work), 0);
 }
 

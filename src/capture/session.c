@@ -341,6 +341,7 @@ static int attach(struct capture *c, struct usnap_err *err)
 
 static void detach(struct capture *c)
 {
+	const bool injected = inject_is_there(c);
 	uint64_t start = now_ns();
 
 	lock_faults(c);
@@ -348,12 +349,18 @@ static void detach(struct capture *c)
 	pthread_mutex_unlock(&c->fault_lock);
 	asks_end(c);
 	release(c);
-	asks_leave(c);
+	/* What goes with the gate must be told before. */
+	if (injected)
+		asks_leave(c);
 	inject_remove(c);
 	fault_stop(c);
-	if (c->uffd >= 0)
+	if (c->uffd >= 0) {
 		close(c->uffd);
-	c->uffd = -1;
+		c->uffd = -1;
+		/* Only now nothing is registered any more: what was mapped meanwhile may have been. */
+		if (!injected)
+			asks_leave(c);
+	}
 	c->stats.release_ns = now_ns() - start;
 }
 
