@@ -103,6 +103,8 @@ void guard_end(struct guard *g)
 {
 	if (!g)
 		return;
+	/* The lock would end with the last that refers to the file; it is not to depend on that. */
+	flock(g->fd, LOCK_UN);
 	let_go(g);
 	/* Within a namespace it is nobody's child, and not waited for. */
 	while (waitpid(g->pid, NULL, 0) < 0 && errno == EINTR)
