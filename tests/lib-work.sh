@@ -105,12 +105,11 @@ untouched() {
 # no_image DIRECTORY: empty, hidden files included.
 no_image() { same "files in '$1'" "$(ls -A "$1")" ''; }
 
-# cut WHAT SIZE [ARG]...: snapshots in a row of a workload with these options,
+# cut N WHAT SIZE [ARG]...: snapshots in a row of a workload with these options,
 # each consistent.
 cut() {
-	local what=$1 size=$2 n i torn=0 held=0 pauses=()
-	shift 2
-	n=$(times 2 50)
+	local n=$1 what=$2 size=$3 i torn=0 held=0 pauses=()
+	shift 3
 	work_start --size "$size" --signals --sleepers "$@"
 	for ((i = 0; i < n; i++)); do
 		usnap snapshot -q "$work_pid" -o cut.usnap || fail "$what: snapshot $i"

@@ -5,7 +5,6 @@
 . "$TESTS/lib-work.sh"
 
 need jq
-n=$(times 2 100)
 
 # allocator NAME LIBRARY [VAR=VALUE]...: what to preload, and the environment in which it gives
 # memory back at once.
@@ -20,16 +19,16 @@ allocator() {
 	workload_env=("LD_PRELOAD=$AGENT${library:+:$library}" "$@")
 }
 
-# first_time KIND SIZE: n snapshots, none of them torn.
+# first_time N KIND SIZE: n snapshots, none of them torn.
 first_time() {
-	local kind=$1 i before asks=0
+	local n=$1 kind=$2 i before asks=0
 	local env=("${workload_env[@]}")
 	workload_env=()
 	rm -f cutwork.out cutwork.err witness.out
 	start_workload witness
 	witness=$started
 	workload_env=("${env[@]}")
-	start_workload cutwork --size "$2" --discard "$kind" --signals
+	start_workload cutwork --size "$3" --discard "$kind" --signals
 	work_pid=$started
 	header=$(sed -n 's/^header //p' cutwork.out)
 	before=$(outside "$work_pid")
@@ -78,14 +77,15 @@ returned() {
 }
 
 all() {
-	first_time all "$(times 16M 128M)"
-	first_time malloc "$(times 16M 128M)"
+	first_time "$(times 2 100)" all "$(times 16M 128M)"
+	first_time "$more" malloc "$(times 16M 128M)"
 	returned
 }
 
+more=$(times 2 20)
 allocator glibc ''
 for kind in munmap mremap dontneed free fixed brk; do
-	first_time "$kind" "$(times 8M 128M)"
+	first_time "$more" "$kind" "$(times 8M 128M)"
 done
 all
 allocator jemalloc libjemalloc.so.2 MALLOC_CONF=dirty_decay_ms:0,muzzy_decay_ms:0

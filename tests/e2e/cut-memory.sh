@@ -7,6 +7,7 @@
 need jq
 size=$(times 96M 1G)
 # What is touched stays: over fifty snapshots it must not fill the machine.
-cut 'first touch' "$size" --first-touch --touch-rate "$(times 4000 1000)"
-cut 'huge pages' "$size" --backing huge
-cut 'kinds of memory' "$size" --backing mix --threads 5 --statics
+n=$(times 2 50)
+cut "$n" 'first touch' "$size" --first-touch --touch-rate "$(times 4000 1000)"
+cut "$n" 'huge pages' "$size" --backing huge
+cut "$(times 2 10)" 'kinds of memory' "$size" --backing mix --threads 5 --statics

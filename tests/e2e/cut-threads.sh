@@ -6,9 +6,11 @@
 
 need jq
 size=$(times 96M 1G)
-cut fork "$size" --fork
-cut spawn "$size" --spawn
-cut threads "$size" --thread-churn
-cut mprotect "$size" --mprotect
-cut 'all of it' "$size" --backing mix --threads 5 --mode mix --kernel-writes --first-touch \
+n=$(times 2 50)
+more=$(times 2 10)
+cut "$n" fork "$size" --fork
+cut "$n" spawn "$size" --spawn
+cut "$n" threads "$size" --thread-churn
+cut "$more" mprotect "$size" --mprotect
+cut "$more" 'all of it' "$size" --backing mix --threads 5 --mode mix --kernel-writes --first-touch \
 	--fork --spawn --thread-churn --mprotect --statics

@@ -6,6 +6,8 @@
 
 need jq
 size=$(times 96M 1G)
-cut random "$size"
-cut 'several modes' "$size" --mode mix --stride 4096 --statics
-cut 'kernel writes' "$size" --kernel-writes
+n=$(times 2 50)
+more=$(times 2 10)
+cut "$n" random "$size"
+cut "$more" 'several modes' "$size" --mode mix --stride 4096 --statics
+cut "$n" 'kernel writes' "$size" --kernel-writes

@@ -5,11 +5,10 @@
 . "$TESTS/lib-work.sh"
 
 need jq
-n=$(times 2 50)
 
-# discards KIND SIZE: n snapshots that hold if they must, n that may fail instead.
+# discards N KIND SIZE: n snapshots that hold if they must, n that may fail instead.
 discards() {
-	local kind=$1 size=$2 i torn=0 held=0 failed=0 before
+	local n=$1 kind=$2 size=$3 i torn=0 held=0 failed=0 before
 	work_start --size "$size" --discard "$kind" --signals
 	before=$(outside "$work_pid")
 	for ((i = 0; i < n; i++)); do
@@ -38,6 +37,6 @@ discards() {
 
 kinds='malloc munmap mremap dontneed free fixed brk remove punch truncate'
 for kind in $kinds; do
-	discards "$kind" "$(times 32M 128M)"
+	discards "$(times 2 10)" "$kind" "$(times 32M 128M)"
 done
-discards all "$(times 64M 1G)"
+discards "$(times 2 50)" all "$(times 64M 1G)"
