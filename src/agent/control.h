@@ -53,6 +53,11 @@ struct agent_slot {
 	uint64_t reserved;
 };
 
+enum agent_work {
+	AGENT_AT_WORK = 1,
+	AGENT_MOVER_WAITS = 2,
+};
+
 enum agent_ask {
 	AGENT_ASK_RANGE = 0, /* save [start, end) */
 	AGENT_ASK_ALL = 1, /* everything: the process is about to end, or to become another one */
@@ -87,8 +92,8 @@ struct agent_control {
 	 * and how many requests there have been. */
 	uint64_t epoch, epoch_session, nr_requests;
 	uint64_t asked; /* how often a signal has asked for a snapshot. By the agent */
-	/* A snapshotter is at work: a mapping may be in two parts for a moment, which mremap() does
-	 * not take. By the snapshotter. */
+	/* 0, or AGENT_AT_WORK: a mapping may be in two parts for a moment, which mremap() does not
+	 * take. By the snapshotter. AGENT_MOVER_WAITS: it has met one, and tries again. */
 	uint64_t at_work;
 	uint64_t moving; /* the agent's: a lock */
 	uint64_t inside; /* calls that are on their way through an injected gate */

@@ -49,6 +49,11 @@ static bool swap32(uint32_t *p, uint32_t from, uint32_t to)
 	return __atomic_compare_exchange_n(p, &from, to, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
 
+static bool swap64(uint64_t *p, uint64_t from, uint64_t to)
+{
+	return __atomic_compare_exchange_n(p, &from, to, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+
 static void pause_for(int64_t ns)
 {
 	const struct {
@@ -318,10 +323,11 @@ int64_t gate_mremap(struct agent_control *c, const struct gate_call *call)
 
 		if (r != -EFAULT || (!at_work && !load(&c->at_work)))
 			return r;
+		swap64(&c->at_work, AGENT_AT_WORK, AGENT_MOVER_WAITS);
 		pause_for(REMAP_WAIT_NS);
 	}
-	/* It is a mistake of the program's, or the snapshotter is dead. */
-	store(&c->at_work, 0);
+	/* It is a mistake of the program's; and the snapshotter is dead if it has not heard of it. */
+	swap64(&c->at_work, AGENT_MOVER_WAITS, 0);
 	return -EFAULT;
 }
 

@@ -89,7 +89,28 @@ void asks_find(struct capture *c)
 	if (there && c->registered && found.block.active)
 		put(c, FIELD(c, active), 0);
 	if (there && c->uffd >= 0)
-		put(c, FIELD(c, at_work), 1);
+		put(c, FIELD(c, at_work), AGENT_AT_WORK);
+}
+
+void asks_forget(struct capture *c)
+{
+	pthread_mutex_lock(&c->fault_lock);
+	c->asks.session = 0;
+	c->asks.beacon = c->asks.control = 0;
+	c->asks.nr_rung = 0;
+	memset(c->asks.slots, 0, sizeof(c->asks.slots));
+	pthread_mutex_unlock(&c->fault_lock);
+}
+
+bool asks_mover_waits(struct capture *c)
+{
+	uint64_t at_work;
+
+	if (!c->asks.control || !get(c, FIELD(c, at_work), &at_work, sizeof(at_work)) ||
+	    at_work != AGENT_MOVER_WAITS)
+		return false;
+	put(c, FIELD(c, at_work), AGENT_AT_WORK);
+	return true;
 }
 
 void asks_leave(struct capture *c)

@@ -49,6 +49,10 @@ void asks_begin(struct capture *c, bool hold);
 void asks_end(struct capture *c);
 /* The memory is the kernel's again. */
 void asks_leave(struct capture *c);
+/* Where the agent was there may be anything now. Without fault_lock. */
+void asks_forget(struct capture *c);
+/* Whether mremap() has met a mapping in two parts since the last time. */
+bool asks_mover_waits(struct capture *c);
 void asks_free(struct asks *asks);
 
 bool asks_is_doorbell(const struct capture *c, uint64_t addr);

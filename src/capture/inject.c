@@ -17,7 +17,9 @@
 
 enum {
 	INSTRUCTION = 5,
+	BREAKPOINT = 0xcc,
 	STOP_NS = 20000000,
+	STOP_DOUBLED = 3, /* where threads have to wait for a CPU to stop */
 	REMOVE_TRIES = 60, /* each of which is a stop, the next after twice the time */
 	CLEAN_TRIES = 4, /* for what another one has left, and could not take out either */
 	REMOVE_WAIT_US = 1000,
@@ -172,8 +174,9 @@ static uint64_t find_gap(const struct maps *maps, const struct vma *libc, uint64
 	for (size_t i = 1; i < maps->n; i++) {
 		uint64_t from = maps->v[i - 1].end, to = maps->v[i].start;
 
-		/* Not next to anything: a stack may grow. */
-		if (to < from + len + MIB(4) || to + REACH < libc->start || to > libc->end + REACH)
+		/* Not next to anything: a stack may grow, and the first thread's grows far. */
+		if (strncmp(maps->v[i].path, "[stack", 6) == 0 || to < from + len + MIB(4) ||
+		    to + REACH < libc->start || to > libc->end + REACH)
 			continue;
 		return ALIGN_DOWN(to - len - MIB(2), PAGE_BYTES);
 	}
@@ -183,16 +186,17 @@ static uint64_t find_gap(const struct maps *maps, const struct vma *libc, uint64
 /* ---- a stop --------------------------------------------------------------------------------------- */
 
 /* With every thread stopped; -EAGAIN: not possible now. */
-static int with_all_stopped(struct capture *c, int (*fn)(struct capture *))
+static int with_all_stopped(struct capture *c, uint64_t stop_ns, int (*fn)(struct capture *))
 {
 	struct usnap_err why = {0};
 	int r = tracees_seize(&c->tracees, c->target, &why);
 
 	thread_hurry(true);
 	if (r == 0)
-		r = tracees_stop(&c->tracees, c->target, true, now_ns() + STOP_NS, &why);
+		r = tracees_stop(&c->tracees, c->target, true, now_ns() + stop_ns, &why);
 	if (r == 0)
 		r = capture_memory_gone(c) ? -ESRCH : fn(c);
+	c->straggler = r == -EAGAIN ? c->tracees.straggler : 0;
 	tracees_release(&c->tracees, c->target);
 	thread_hurry(false);
 	return r;
@@ -323,6 +327,13 @@ static void make_jump(const struct capture *c, unsigned site, unsigned char jump
 	memcpy(jump + 1, &distance, sizeof(distance));
 }
 
+/* A breakpoint on top of our jump is a uprobe's, as it is we who trace: it puts its own first byte
+ * back one day, and the rest must fit it. */
+static bool under_probe(const unsigned char *now, const unsigned char *jump)
+{
+	return now[0] == BREAKPOINT && memcmp(now + 1, jump + 1, INSTRUCTION - 1) == 0;
+}
+
 /* False when something may lead there still. What somebody else has put there since stays. */
 static bool write_back(struct capture *c)
 {
@@ -335,7 +346,12 @@ static bool write_back(struct capture *c)
 		if (!s->addr || !s->leads)
 			continue;
 		make_jump(c, i, jump);
-		if (!get(c, s->addr, now, sizeof(now)) ||
+		if (get(c, s->addr, now, sizeof(now)) && under_probe(now, jump) &&
+		    put(c, s->addr + 1, s->old + 1, INSTRUCTION - 1)) {
+			s->leads = false;
+			continue;
+		}
+		if (!get(c, s->addr, now, sizeof(now)) || under_probe(now, jump) ||
 		    (memcmp(now, jump, sizeof(now)) == 0 &&
 		     (!put(c, s->addr, s->old, INSTRUCTION) || !get(c, s->addr, now, sizeof(now)) ||
 		      memcmp(now, s->old, sizeof(now)) != 0)))
@@ -430,12 +446,12 @@ static int make_free(struct capture *c)
 }
 
 /* All stand still for a look alone: calls take long on a machine that is busy. */
-static int remove_once(struct capture *c)
+static int remove_once(struct capture *c, uint64_t stop_ns)
 {
 	struct wait_note wait;
 	struct usnap_err why = {0};
 	struct maps maps = {0};
-	int r = with_all_stopped(c, make_free);
+	int r = with_all_stopped(c, stop_ns, make_free);
 
 	if (r < 0)
 		return r;
@@ -448,12 +464,15 @@ static int remove_once(struct capture *c)
 
 static int take_out(struct capture *c, unsigned tries)
 {
+	uint64_t stop_ns = STOP_NS;
 	int r = c->inject.len ? -EAGAIN : 0;
 
 	for (unsigned i = 0; r == -EAGAIN && i < tries; i++) {
 		if (i > 0)
 			usleep(REMOVE_WAIT_US << MIN(i, (unsigned)REMOVE_DOUBLED));
-		r = remove_once(c);
+		r = remove_once(c, stop_ns);
+		if (r == -EAGAIN && c->straggler == 'R')
+			stop_ns = MIN(stop_ns * 2, (uint64_t)STOP_NS << STOP_DOUBLED);
 	}
 	if (r == 0 || r == -ESRCH) {
 		if (c->inject.fd >= 0)
@@ -499,7 +518,8 @@ static void find_jumps(struct capture *c, const unsigned char *there)
 		int32_t distance;
 
 		*s = (struct inject_site){0};
-		if (!shapes[i].len || !get(c, addr, now, sizeof(now)) || now[0] != 0xe9)
+		if (!shapes[i].len || !get(c, addr, now, sizeof(now)) ||
+		    (now[0] != 0xe9 && now[0] != BREAKPOINT))
 			continue;
 		memcpy(&distance, now + 1, sizeof(distance));
 		if (addr + INSTRUCTION + (uint64_t)(int64_t)distance !=

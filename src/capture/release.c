@@ -50,8 +50,9 @@ void release(struct capture *c)
 
 		if (v->kind != VMA_ANON && (v->kind != VMA_HUGETLB || v->shared))
 			continue;
-		bool whole = v->end - v->start <= WHOLE_BYTES || c->remaps;
+		bool whole = v->end - v->start <= WHOLE_BYTES;
 		for (uint64_t a = v->start, end; a < v->end; a = end) {
+			whole = whole || c->remaps || asks_mover_waits(c);
 			end = whole ? v->end : ALIGN_UP(step_end(c, a, v->end), region_unit(v));
 			end = MIN(end, v->end);
 			uffd_unregister(c->uffd, a, end - a);

@@ -198,22 +198,21 @@ static int preserve(struct capture *c, struct usnap_err *err)
 	if (r < 0)
 		return r;
 	struct usnap_err why = {0};
-	r = guards_check(c);
-	if (r < 0)
-		usnap_fail_errno(&why, r, "cannot look for guard pages of process %d",
-				 c->target->pid);
+	/* First: whoever gives such a mapping up waits for it, and writing to the image may take long. */
+	r = regions_check_pristine(c);
+	if (r < 0) {
+		usnap_fail_errno(&why, r, "cannot read the mappings of process %d", c->target->pid);
+	} else {
+		c->pristine_checked = true;
+		r = guards_check(c);
+		if (r < 0)
+			usnap_fail_errno(&why, r, "cannot look for guard pages of process %d",
+					 c->target->pid);
+	}
 	if (r == 0)
 		r = identity_write(c, &why);
 	if (r == 0)
 		r = identity_write_state(c, &why);
-	if (r == 0) {
-		r = regions_check_pristine(c);
-		if (r < 0)
-			usnap_fail_errno(&why, r, "cannot read the mappings of process %d",
-					 c->target->pid);
-		else
-			c->pristine_checked = true;
-	}
 	if (r < 0)
 		capture_fail(c, r, "%s", why.text);
 	supervise(c);
@@ -404,10 +403,14 @@ static int attempts(struct capture *c, struct usnap_err *err)
 					  "without --no-hold its threads are held for the copy");
 		}
 		/* What leads there must be gone before the next T0. */
-		if (c->inject.leads && inject_remove(c) < 0)
-			return usnap_fail(err, -EBUSY,
-					  "cannot take a consistent snapshot of process %d: %s",
-					  c->target->pid, c->stats.torn_reason);
+		if (c->inject.leads) {
+			if (inject_remove(c) < 0)
+				return usnap_fail(
+					err, -EBUSY,
+					"cannot take a consistent snapshot of process %d: %s",
+					c->target->pid, c->stats.torn_reason);
+			asks_forget(c);
+		}
 		inject_prepare(c);
 	}
 }

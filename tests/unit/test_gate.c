@@ -337,7 +337,7 @@ Test(gate, a_mapping_in_two_parts_is_grown_when_it_is_one)
 	block->at_work = 1;
 	pthread_create(&tid, NULL, make_whole, (void *)(uintptr_t)p);
 	cr_assert_gt(grow(p, 2 * PAGE), 0);
-	cr_assert_eq(block->at_work, 1u);
+	cr_assert_eq(block->at_work, AGENT_MOVER_WAITS);
 	pthread_join(tid, NULL);
 }
 
