@@ -6,8 +6,8 @@
  * Order matters, for each piece of memory: first the segment (so that a fault
  * finds its key), then the registration, then the protection, then the scan
  * for what is populated. A page that appears after the registration raises a
- * fault and is logged; one that is written after the protection likewise; so
- * what the scan does not see, the log has.
+ * fault and is logged; one that is written after the protection likewise. What
+ * the log has is protected and scanned again: it could be written meanwhile.
  */
 #include <errno.h>
 #include <sched.h>
@@ -79,10 +79,35 @@ static int check_registered(const struct capture *c, uint64_t start, uint64_t le
 	return r == -ENOENT || r == -EINVAL || r == -ESRCH ? r : 0;
 }
 
+/*
+ * Whether the piece can be registered without a mapping being split, as far as the kernel tells;
+ * *end is made to fit. Until the rest is registered, too, mremap() of what is split answers EFAULT
+ * (mm/mremap.c): a program may take that for a lack of memory.
+ */
+static bool is_whole(struct capture *c, uint64_t start, uint64_t *end)
+{
+	struct range now;
+	struct segment s;
+	int r = maps_query(c->maps_fd, start, &now);
+
+	if (r < 0)
+		return r != -ENOENT;
+	if (now.start < start && !arm_segment(c, start - 1, start, &s))
+		return false;
+	if (now.end > *end && arm_segment(c, *end, now.end, &s))
+		now.end = s.start;
+	*end = now.end;
+	return true;
+}
+
 /* Registers, protects and scans one piece that no segment covers yet. */
 static int cover_piece(struct capture *c, const struct vma *v, uint64_t start, uint64_t end,
 		       bool frozen)
 {
+	/* Else the mapping has changed since it was read: the next pass sees what it is now. */
+	if (!frozen && c->uffd >= 0 && !is_whole(c, start, &end))
+		return 0;
+
 	struct segment s = {.start = start, .end = end, .key = start, .unit = region_unit(v)};
 
 	pthread_mutex_lock(&c->map_lock);
@@ -249,6 +274,25 @@ int arm_protect_ranges(struct capture *c, const struct ranges *rs)
 	return r;
 }
 
+/*
+ * Sees what has become populated in ranges that were not protected for a while: what was the zero
+ * page could be written without a fault. After the protection, as when a piece is covered.
+ */
+static int look_again(struct capture *c, const struct ranges *rs)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < rs->n && r == 0; i++) {
+		struct segment s;
+
+		for (uint64_t at = rs->r[i].start; r == 0 && arm_segment(c, at, rs->r[i].end, &s);
+		     at = s.end)
+			r = scan_populated(c, &s, MAX(at, s.start), MIN(rs->r[i].end, s.end),
+					   false);
+	}
+	return r;
+}
+
 /* Takes the log and protects what is in it. Returns how many pages that were. */
 static int64_t protect_log(struct capture *c)
 {
@@ -260,6 +304,8 @@ static int64_t protect_log(struct capture *c)
 	int64_t nr = (int64_t)(ranges_bytes(&log) >> PAGE_SHIFT);
 	ranges_merge(&log, MERGE_BYTES);
 	int r = arm_protect_ranges(c, &log);
+	if (r == 0)
+		r = look_again(c, &log);
 	ranges_free(&log);
 	return r < 0 ? r : nr;
 }

@@ -243,7 +243,7 @@ static enum progress save_range(struct capture *c, struct ask *ask, uint64_t *bu
 			break;
 		uint64_t from = MAX(addr, s.start), before = c->stats.fault_pages;
 		uint64_t len = MIN(MIN(end, s.end) - from, *budget);
-		enum served r = fault_copy(c, &s, s.key + (from - s.start), len, false);
+		enum served r = fault_copy(c, &s, s.key + (from - s.start), len);
 
 		c->stats.asked_pages += c->stats.fault_pages - before;
 		c->stats.fault_pages = before;

@@ -66,6 +66,8 @@ char *capture_stats_json(const struct capture *c)
 	set(j, "asks", s->asks);
 	set(j, "asked_pages", s->asked_pages);
 	json_object_set_new(j, "injected", json_boolean(s->injected));
+	if (s->ended_told)
+		json_object_set_new(j, "ended_told", json_integer(s->ended_told));
 	if (s->inject_left)
 		json_object_set_new(j, "inject_left", json_true());
 	set(j, "torn", s->torn);

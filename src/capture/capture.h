@@ -64,6 +64,7 @@ struct capture_stats {
 	uint64_t events, rescued_pages; /* discards seen; pages saved before one went on */
 	uint64_t asks, asked_pages; /* discards that the agent held back; pages saved for them */
 	bool injected; /* by a gate that was put there for this snapshot */
+	unsigned ended_told; /* threads that had ended without a word to their joiners */
 	bool inject_left; /* and could not be taken out again */
 	uint64_t regions, threads, bytes_populated;
 	unsigned torn;

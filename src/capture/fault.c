@@ -148,8 +148,7 @@ static void unclaim(struct capture *c, uint64_t key, unsigned nr_pages)
 }
 
 /* Copies the run [addr, addr+nr) that is claimed already. */
-static enum served copy_run(struct capture *c, uint64_t addr, uint64_t key, unsigned nr_pages,
-			    bool faulted)
+static enum served copy_run(struct capture *c, uint64_t addr, uint64_t key, unsigned nr_pages)
 {
 	while (nr_pages) {
 		if (!c->open_block)
@@ -166,10 +165,9 @@ static enum served copy_run(struct capture *c, uint64_t addr, uint64_t key, unsi
 		atomic_store(&c->reading_since_ns, now_ns());
 		int r = memory_read(c, addr, at, n * PAGE_BYTES);
 		atomic_store(&c->reading_since_ns, 0);
-		/* The page that faulted was protected. Its neighbours are, unless something lifted
-		 * that without an event. */
-		if (r == 0 && (n > 1 || !faulted) &&
-		    scan_protected(c, addr, addr + n * PAGE_BYTES) != 1)
+		/* Unless something lifted that without an event, they are protected; the page that
+		 * faulted, too, was so when the kernel said it, which may be long ago. */
+		if (r == 0 && scan_protected(c, addr, addr + n * PAGE_BYTES) != 1)
 			r = -ESTALE;
 		if (r < 0 || uffd_event_pending(c->uffd)) {
 			*b = before;
@@ -201,8 +199,7 @@ void fault_flush(struct capture *c)
 	c->open_block = NULL;
 }
 
-enum served fault_copy(struct capture *c, const struct segment *s, uint64_t key, uint64_t len,
-		       bool faulted)
+enum served fault_copy(struct capture *c, const struct segment *s, uint64_t key, uint64_t len)
 {
 	uint64_t k = MAX(key, s->key), end = MIN(key + len, s->key + (s->end - s->start));
 
@@ -214,7 +211,7 @@ enum served fault_copy(struct capture *c, const struct segment *s, uint64_t key,
 		       chunk_claim(ch, chunk_page(k) + n))
 			n++;
 		if (n) {
-			enum served r = copy_run(c, s->start + (k - s->key), k, n, faulted);
+			enum served r = copy_run(c, s->start + (k - s->key), k, n);
 			if (r != SERVED)
 				return r;
 		}
@@ -249,6 +246,16 @@ static bool find_segment(struct capture *c, uint64_t addr, struct segment *ret)
 	return s;
 }
 
+/* While arming. What no segment covers may be covered this very moment: it is looked up at T0. */
+static void note_populated(struct capture *c, const struct segment *s, uint64_t addr, uint64_t len)
+{
+	int r = s ? pageset_populate(c->pages, s->key + (addr - s->start), len >> PAGE_SHIFT)
+		  : ranges_add(&c->discards, addr, addr + len);
+
+	if (r < 0)
+		capture_fail(c, -ENOMEM, "cannot keep track of pages: out of memory");
+}
+
 static enum served serve_wp_armed(struct capture *c, const struct segment *s, uint64_t addr)
 {
 	uint64_t start = addr, len = PAGE_BYTES;
@@ -263,8 +270,7 @@ static enum served serve_wp_armed(struct capture *c, const struct segment *s, ui
 		}
 	}
 	/* Populated whatever the scan has seen or will see; logged before it can change. */
-	if (s && pageset_populate(c->pages, s->key + (start - s->start), len >> PAGE_SHIFT) < 0)
-		capture_fail(c, -ENOMEM, "cannot keep track of pages: out of memory");
+	note_populated(c, s, start, len);
 	if (arm_log(c, start, start + len) < 0)
 		capture_fail(c, -ENOMEM, "cannot keep track of pages: out of memory");
 	c->stats.arm_faults++;
@@ -300,7 +306,7 @@ static enum served serve_wp(struct capture *c, uint64_t addr)
 		}
 		c->last_fault_key = key;
 	}
-	enum served r = fault_copy(c, &s, from, len, true);
+	enum served r = fault_copy(c, &s, from, len);
 	if (r != SERVED)
 		return r;
 	if (c->torn)
@@ -362,10 +368,8 @@ static enum served serve_missing(struct capture *c, uint64_t addr)
 	if (r == -EAGAIN)
 		return AGAIN;
 	/* Nobody looks at these before fault_lock is free again. */
-	if (c->phase == PHASE_ARM && known &&
-	    pageset_populate(c->pages, s.key + (addr - s.start),
-			     MAX(done, PAGE_BYTES) >> PAGE_SHIFT) < 0)
-		capture_fail(c, -ENOMEM, "cannot keep track of pages: out of memory");
+	if (c->phase == PHASE_ARM)
+		note_populated(c, known ? &s : NULL, addr, MAX(done, PAGE_BYTES));
 	if (r < 0 && !done)
 		uffd_wake(c->uffd, addr, PAGE_BYTES);
 	return SERVED;

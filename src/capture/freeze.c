@@ -20,6 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "capture/ended.h"
 #include "capture/session.h"
 #include "common/hurry.h"
 #include "common/util.h"
@@ -391,6 +392,8 @@ static int freeze_once(struct capture *c, bool hold, struct copier *cp, uint64_t
 	c->stats.threads = c->tracees.n;
 
 	struct reading maps = {.c = c};
+	if (c->uffd >= 0 && (c->ends_unnoticed = ended_unnoticed(c)))
+		ended_tell(c, &c->maps);
 	r = open_stacks(c);
 	if (r < 0)
 		usnap_fail_errno(err, r, "cannot open the stacks of process %d", c->target->pid);

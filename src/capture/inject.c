@@ -10,7 +10,6 @@
 #include <unistd.h>
 
 #include "capture/session.h"
-#include "common/hurry.h"
 #include "common/util.h"
 #include "process/agent_find.h"
 #include "process/filters.h"
@@ -181,25 +180,6 @@ static uint64_t find_gap(const struct maps *maps, const struct vma *libc, uint64
 		return ALIGN_DOWN(to - len - MIB(2), PAGE_BYTES);
 	}
 	return 0;
-}
-
-/* ---- a stop --------------------------------------------------------------------------------------- */
-
-/* With every thread stopped; -EAGAIN: not possible now. */
-static int with_all_stopped(struct capture *c, uint64_t stop_ns, int (*fn)(struct capture *))
-{
-	struct usnap_err why = {0};
-	int r = tracees_seize(&c->tracees, c->target, &why);
-
-	thread_hurry(true);
-	if (r == 0)
-		r = tracees_stop(&c->tracees, c->target, true, now_ns() + stop_ns, &why);
-	if (r == 0)
-		r = capture_memory_gone(c) ? -ESRCH : fn(c);
-	c->straggler = r == -EAGAIN ? c->tracees.straggler : 0;
-	tracees_release(&c->tracees, c->target);
-	thread_hurry(false);
-	return r;
 }
 
 /* ---- putting it there ------------------------------------------------------------------------------ */
@@ -451,7 +431,7 @@ static int remove_once(struct capture *c, uint64_t stop_ns)
 	struct wait_note wait;
 	struct usnap_err why = {0};
 	struct maps maps = {0};
-	int r = with_all_stopped(c, stop_ns, make_free);
+	int r = capture_all_stopped(c, stop_ns, make_free);
 
 	if (r < 0)
 		return r;

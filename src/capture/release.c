@@ -10,6 +10,7 @@
  * time). So what is small goes at once, and in a process that has been seen
  * to call mremap() everything does: it rather waits than fails.
  */
+#include <errno.h>
 #include <unistd.h>
 
 #include "capture/session.h"
@@ -37,6 +38,20 @@ static uint64_t step_end(const struct capture *c, uint64_t addr, uint64_t end)
 	return MIN(end, at);
 }
 
+/* Whether no mapping would be split; *end is made to fit. */
+static bool is_whole(const struct capture *c, uint64_t start, uint64_t *end)
+{
+	struct range now;
+	int r = maps_query(c->maps_fd, start, &now);
+
+	if (r < 0)
+		return r != -ENOENT;
+	if (now.start < start || now.end > *end)
+		return false;
+	*end = now.end;
+	return true;
+}
+
 void release(struct capture *c)
 {
 	struct maps maps = {0};
@@ -55,6 +70,10 @@ void release(struct capture *c)
 			whole = whole || c->remaps || asks_mover_waits(c);
 			end = whole ? v->end : ALIGN_UP(step_end(c, a, v->end), region_unit(v));
 			end = MIN(end, v->end);
+			/* What has changed since is left to the end of the descriptor, which does
+			 * all at once. */
+			if (whole && !is_whole(c, a, &end))
+				break;
 			uffd_unregister(c->uffd, a, end - a);
 			if (end < v->end)
 				usleep(BREATH_US);

@@ -18,13 +18,18 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "capture/ended.h"
 #include "capture/session.h"
+#include "common/hurry.h"
 #include "common/io.h"
 #include "common/util.h"
 
 /* A single copy that takes longer than this waits for something that will not come. */
 #define STUCK_NS 400000000u
 #define TICK_NS 20000000u
+/* Stops at the end, for joiners; each may take twice as long as the one before. */
+#define TELL_TRIES 5
+#define TELL_STOP_NS UINT64_C(20000000)
 /* Attempts while the threads are held, each of which stops them for the copy. */
 #define MAX_HELD 3
 
@@ -78,6 +83,22 @@ bool capture_memory_gone(const struct capture *c)
 	if (c->uffd >= 0)
 		return uffd_copy(c->uffd, MIB(1), c->nowhere, PAGE_BYTES) == -ESRCH;
 	return !target_alive(c->target);
+}
+
+int capture_all_stopped(struct capture *c, uint64_t stop_ns, int (*fn)(struct capture *))
+{
+	struct usnap_err why = {0};
+	int r = tracees_seize(&c->tracees, c->target, &why);
+
+	thread_hurry(true);
+	if (r == 0)
+		r = tracees_stop(&c->tracees, c->target, true, now_ns() + stop_ns, &why);
+	if (r == 0)
+		r = capture_memory_gone(c) ? -ESRCH : fn(c);
+	c->straggler = r == -EAGAIN ? c->tracees.straggler : 0;
+	tracees_release(&c->tracees, c->target);
+	thread_hurry(false);
+	return r;
 }
 
 /* When to look again. */
@@ -324,6 +345,7 @@ static int attach(struct capture *c, struct usnap_err *err)
 	if (c->mem_fd < 0)
 		return usnap_fail_errno(err, -errno, "cannot read the memory of process %d",
 					c->target->pid);
+	c->maps_fd = openat(c->target->procfd, "maps", O_RDONLY | O_CLOEXEC);
 	/* A snapshot that ends the process holds it for the copy: nothing to protect. */
 	if (!c->options.kill) {
 		r = uffd_take(&c->uffd, &c->features, &c->known, c->target, &c->maps, &c->gadgets,
@@ -336,6 +358,17 @@ static int attach(struct capture *c, struct usnap_err *err)
 	}
 	c->stats.attach_ns = now_ns() - start;
 	return 0;
+}
+
+static int tell_ended(struct capture *c)
+{
+	struct maps maps = {0};
+	int r = maps_read(c->target->procfd, &maps);
+
+	if (r == 0)
+		ended_tell(c, &maps);
+	maps_free(&maps);
+	return r;
 }
 
 static void detach(struct capture *c)
@@ -359,6 +392,9 @@ static void detach(struct capture *c)
 		/* Only now nothing is registered any more: what was mapped meanwhile may have been. */
 		if (!injected)
 			asks_leave(c);
+		for (int i = 0; i < TELL_TRIES && c->ends_unnoticed; i++)
+			if (capture_all_stopped(c, TELL_STOP_NS << i, tell_ended) != -EAGAIN)
+				break;
 	}
 	c->stats.release_ns = now_ns() - start;
 }
@@ -437,6 +473,8 @@ static void capture_free(struct capture *c)
 		munmap(c->nowhere, PAGE_BYTES);
 	if (c->mem_fd >= 0)
 		close(c->mem_fd);
+	if (c->maps_fd >= 0)
+		close(c->maps_fd);
 	if (c->wake_fd >= 0)
 		close(c->wake_fd);
 	pthread_mutex_destroy(&c->map_lock);
@@ -482,7 +520,7 @@ int capture_run(struct capture **ret, struct target *target, struct image_writer
 	c->options = *options;
 	c->target = target;
 	c->writer = writer;
-	c->uffd = c->mem_fd = c->asks.fd = c->inject.fd = -1;
+	c->uffd = c->mem_fd = c->maps_fd = c->asks.fd = c->inject.fd = -1;
 	facts_forget(&c->known.facts);
 	c->ksm = ksm_runs();
 	c->guards.shown = guards_are_shown(c);

@@ -76,8 +76,9 @@ struct capture {
 	struct ranges excluded; /* by the program, as of T0: whole pages. The tracer's until then */
 	struct uffd_known known; /* of the moment of attaching */
 	struct tracees tracees; /* while stopped */
+	bool ends_unnoticed; /* ended.h */
 	char straggler; /* state of the thread that kept the last stop from being one */
-	int uffd, mem_fd;
+	int uffd, mem_fd, maps_fd;
 	uint64_t features;
 	void *nowhere; /* an address of ours from which nothing can be read */
 	bool ksm; /* the kernel merges pages */
@@ -138,6 +139,8 @@ static inline bool capture_stopping(const struct capture *c)
 
 /* The target has ended or runs another program: its old memory is gone. */
 bool capture_memory_gone(const struct capture *c);
+/* Calls fn with every thread stopped. -EAGAIN: not possible within stop_ns. */
+int capture_all_stopped(struct capture *c, uint64_t stop_ns, int (*fn)(struct capture *));
 
 /* regions.c: which mappings are captured, and how */
 enum how {
@@ -204,10 +207,9 @@ enum served {
 	AGAIN /* an event is pending */,
 	NO_BLOCK
 };
-/* Claims, copies and marks as saved what is populated and free in [key, key+len) of s; faulted: a
- * page of it has just raised a fault, so that it is known to be protected. With fault_lock. */
-enum served fault_copy(struct capture *c, const struct segment *s, uint64_t key, uint64_t len,
-		       bool faulted);
+/* Claims, copies and marks as saved what is populated and free in [key, key+len) of s. With
+ * fault_lock. */
+enum served fault_copy(struct capture *c, const struct segment *s, uint64_t key, uint64_t len);
 /* Lifts the protection of what has been saved: [key, key+nr) at addr. */
 int fault_finish(struct capture *c, const struct segment *s, uint64_t addr, uint64_t key,
 		 unsigned nr_pages);

@@ -35,6 +35,7 @@ struct gather {
 	struct piece pieces[BLOCK_PAGES];
 	unsigned nr_pieces;
 	uint64_t next_key; /* where to go on */
+	uint64_t seq; /* event_seq when the addresses were right */
 };
 
 /* The segment that shows key, with its address. */
@@ -116,6 +117,13 @@ static uint64_t settled_seq(const struct capture *c)
 	return seq;
 }
 
+/* Who faulted on a claimed page waits for us: let it fault again. Wherever it is: an mremap() may
+ * have moved the page. */
+static void wake_all(const struct capture *c)
+{
+	uffd_wake(c->uffd, MIB(1), ((uint64_t)1 << 47) - MIB(2));
+}
+
 static void give_up(struct capture *c, struct gather *g)
 {
 	for (unsigned i = 0; i < g->nr_pieces; i++) {
@@ -129,30 +137,51 @@ static void give_up(struct capture *c, struct gather *g)
 					 ~((uint64_t)1 << (chunk_page(key) % 64)));
 		}
 	}
-	/* Who faulted on a claimed page waits for us: let it fault again. Wherever it is: an
-	 * mremap() may have moved the page. */
-	uffd_wake(c->uffd, MIB(1), ((uint64_t)1 << 47) - MIB(2));
+	wake_all(c);
 	g->block->nr_pages = g->block->nr_runs = 0;
 }
 
-/* Lifts the protection; waits while an event is pending. */
+/* Whether all of it is where it was. */
+static bool in_place(struct capture *c, const struct piece *p)
+{
+	const uint64_t last = (p->nr_pages - 1) * PAGE_BYTES;
+	struct segment s;
+	uint64_t addr;
+
+	return locate(c, p->key, &s, &addr) && addr == p->addr &&
+	       locate(c, p->key + last, &s, &addr) && addr == p->addr + last;
+}
+
+/* Lifts the protection of a piece, wherever it is now; waits while an event is pending. */
+static int finish_piece(struct capture *c, const struct gather *g, struct piece *p)
+{
+	for (;;) {
+		uint64_t seq = settled_seq(c);
+
+		/* An mremap() may have moved it: the protection went with it. Or it is gone. */
+		if (seq != g->seq && !in_place(c, p) && !locate(c, p->key, &p->s, &p->addr))
+			return 0;
+		int r = fault_finish(c, &p->s, p->addr, p->key, p->nr_pages);
+		if (r != -EAGAIN || c->failed) {
+			/* Something else may be there since, and have lost its protection. */
+			if (settled_seq(c) != seq && !in_place(c, p))
+				capture_tear(c, "the page at %#llx was moved while it was saved",
+					     (unsigned long long)p->addr);
+			return r == -ENOENT || r == -EINVAL || r == -EAGAIN ? 0 : r;
+		}
+		sched_yield();
+	}
+}
+
 static int finish(struct capture *c, struct gather *g)
 {
-	for (unsigned i = 0; i < g->nr_pieces; i++) {
-		struct piece *p = &g->pieces[i];
-		int r;
+	int r = 0;
 
-		while ((r = fault_finish(c, &p->s, p->addr, p->key, p->nr_pages)) == -EAGAIN &&
-		       !c->failed) {
-			/* An mremap() may have moved it: the protection went with it. */
-			settled_seq(c);
-			sched_yield();
-			locate(c, p->key, &p->s, &p->addr);
-		}
-		if (r < 0 && r != -ENOENT && r != -EINVAL && r != -EAGAIN)
-			return r;
-	}
-	return 0;
+	for (unsigned i = 0; i < g->nr_pieces && r >= 0; i++)
+		r = finish_piece(c, g, &g->pieces[i]);
+	if (settled_seq(c) != g->seq)
+		wake_all(c);
+	return r;
 }
 
 enum copied {
@@ -164,7 +193,7 @@ enum copied {
 
 static enum copied copy_block(struct capture *c, struct gather *g, uint64_t key)
 {
-	uint64_t seq = settled_seq(c);
+	const uint64_t seq = g->seq = settled_seq(c);
 
 	gather(c, g, key);
 	if (c->torn || c->failed)

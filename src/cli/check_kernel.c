@@ -20,9 +20,6 @@
 #include "common/io.h"
 #include "common/util.h"
 
-#ifndef PTRACE_GET_RSEQ_CONFIGURATION /* Linux 5.13 */
-#define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
-#endif
 #ifndef PTRACE_O_SUSPEND_SECCOMP
 #define PTRACE_O_SUSPEND_SECCOMP (1 << 21)
 #endif

@@ -60,12 +60,14 @@ static bool is_kernel_shm(const struct vma *v)
 	       minor(st.st_dev) == v->dev_minor;
 }
 
-static enum fs_kind probe_fs(int procfd, const struct vma *v)
+/* *ret_sure: of every mapping on the device. */
+static enum fs_kind probe_fs(int procfd, const struct vma *v, bool *ret_sure)
 {
 	struct statfs fs;
 	cleanup_fd int fd = open_mapped(procfd, v);
 
-	if (fd >= 0 && fstatfs(fd, &fs) == 0) {
+	*ret_sure = fd >= 0 && fstatfs(fd, &fs) == 0;
+	if (*ret_sure) {
 		if (fs.f_type == TMPFS_MAGIC)
 			return FS_SHMEM;
 		return fs.f_type == HUGETLBFS_MAGIC ? FS_HUGETLB : FS_OTHER;
@@ -82,8 +84,9 @@ static enum fs_kind fs_of(struct fs_cache *cache, int procfd, const struct vma *
 	for (unsigned i = 0; i < cache->n; i++)
 		if (cache->known[i].minor == v->dev_minor)
 			return cache->known[i].kind;
-	enum fs_kind kind = probe_fs(procfd, v);
-	if (cache->n < ARRAY_SIZE(cache->known)) {
+	bool sure;
+	enum fs_kind kind = probe_fs(procfd, v, &sure);
+	if (sure && cache->n < ARRAY_SIZE(cache->known)) {
 		cache->known[cache->n].minor = v->dev_minor;
 		cache->known[cache->n++].kind = kind;
 	}

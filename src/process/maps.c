@@ -8,9 +8,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "common/compat.h"
 #include "common/util.h"
 #include "process/mapkind.h"
 
@@ -237,6 +239,13 @@ static bool parse_attribute(const char *s, struct vma *v)
 	if (!strncmp(s, "VmFlags:", 8)) {
 		v->has_flags = true;
 		parse_flags(s + 8, v);
+	} else if (!strncmp(s, "Anonymous:", 10) || !strncmp(s, "Swap:", 5)) {
+		s = strchr(s, ':') + 1;
+		while (*s == ' ')
+			s++;
+		if (!parse_dec(&s, &kib))
+			return false;
+		v->own_pages |= kib > 0;
 	} else if (!strncmp(s, "KernelPageSize:", 15)) {
 		s += 15;
 		while (*s == ' ')
@@ -398,6 +407,7 @@ static void inherit(struct vma *v, const struct vma *from)
 	v->has_flags = true;
 	v->flags = from->flags;
 	v->page_size = from->page_size;
+	v->own_pages = from->own_pages;
 	v->kind = from->kind;
 	for (size_t i = 0; i < ARRAY_SIZE(bits); i++) {
 		v->flags &= ~(UINT64_C(1) << bits[i].flag);
@@ -426,6 +436,16 @@ size_t maps_inherit_flags(struct maps *fresh, const struct maps *earlier)
 		without += !v->has_flags;
 	}
 	return without;
+}
+
+int maps_query(int fd, uint64_t addr, struct range *ret)
+{
+	struct procmap_query q = {.size = sizeof(q), .query_addr = addr};
+
+	if (ioctl(fd, PROCMAP_QUERY, &q) < 0)
+		return errno == EINVAL ? -ENOTTY : -errno;
+	*ret = (struct range){q.vma_start, q.vma_end};
+	return 0;
 }
 
 const struct vma *maps_find(const struct maps *m, uint64_t addr)

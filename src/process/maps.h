@@ -69,6 +69,7 @@ struct vma {
 	enum vma_kind kind;
 	bool has_flags; /* flags and page_size are known (from smaps) */
 	uint64_t flags; /* 1 << VMF_* */
+	bool own_pages; /* a mapping of a file holds pages that are not the file's (from smaps) */
 	uint64_t page_size; /* KernelPageSize in bytes; the base page size if unknown */
 	char *path; /* "" when the kernel gives none */
 };
@@ -96,6 +97,10 @@ int maps_read_flags(int procfd, struct maps *ret);
 /* Completes fresh maps with the flags of an earlier reading wherever the
  * same mapping lies in both. Returns the number of vmas left without. */
 size_t maps_inherit_flags(struct maps *fresh, const struct maps *earlier);
+
+/* The mapping that holds addr at this very moment; fd: /proc/PID/maps. -ENOENT: there is none;
+ * -ENOTTY: the kernel cannot tell (Linux 6.11). */
+int maps_query(int fd, uint64_t addr, struct range *ret);
 
 /* The vma that holds addr, or NULL. */
 const struct vma *maps_find(const struct maps *m, uint64_t addr);

@@ -13,13 +13,11 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "common/compat.h"
 #include "common/io.h"
 #include "common/util.h"
 #include "process/pstate_internal.h"
 
-#ifndef PTRACE_GET_RSEQ_CONFIGURATION
-#define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
-#endif
 #ifndef PR_GET_TID_ADDRESS
 #define PR_GET_TID_ADDRESS 40
 #endif

@@ -148,4 +148,8 @@ int remote_with_helper(struct tracee *t, const struct target *target,
 		       const struct remote_gadgets *g, remote_helper_fn *fn, void *arg,
 		       struct usnap_err *err);
 
+/* Process and thread ID as the target itself knows them. */
+int ids_inside(const struct target *t, pid_t tid, const struct remote_gadgets *g, pid_t *ret_tgid,
+	       pid_t *ret_tid);
+
 #endif

@@ -20,11 +20,8 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
+#include "common/compat.h"
 #include "common/util.h"
-
-#ifndef PTRACE_GET_RSEQ_CONFIGURATION
-#define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
-#endif
 
 enum {
 	RED_ZONE = 128,

@@ -71,10 +71,6 @@ typedef int chain_event_fn(struct chain *c, void *arg);
 /* All that there is to be found. */
 bool gadgets_complete(const struct remote_gadgets *g);
 
-/* Process and thread ID as the target itself knows them. */
-int ids_inside(const struct target *t, pid_t tid, const struct remote_gadgets *g, pid_t *ret_tgid,
-	       pid_t *ret_tid);
-
 /* A signal that a tracer sees and that comes to nothing without one. */
 bool signal_is_ignored(const struct target *t, pid_t tid, int sig);
 
