@@ -107,7 +107,11 @@ int builder_start(struct restore *r, struct usnap_err *err)
 		r->shared = NULL;
 		return usnap_fail_errno(err, -errno, "cannot make process %d", (int)r->pid);
 	}
-	long pid = syscall(SYS_clone3, &args, sizeof(args));
+	long pid;
+	for (unsigned tries = 0; (pid = syscall(SYS_clone3, &args, sizeof(args))) < 0 &&
+				 errno == EEXIST && tries < ID_TRIES;
+	     tries++)
+		usleep(ID_WAIT_US);
 	if (pid == 0)
 		builder_main(r, restorer);
 	if (pid < 0)

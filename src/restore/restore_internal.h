@@ -33,6 +33,13 @@ struct restore_shared {
 	struct usnap_err err; /* why the builder ended */
 };
 
+/* A number that was free when looked at is taken by whoever came first, if only for a moment, or is
+ * given back a little later than its process is gone: as long as this it is tried again. */
+enum {
+	ID_TRIES = 100,
+	ID_WAIT_US = 10000,
+};
+
 struct restore {
 	const struct restore_options *o;
 	struct usnap_image *img;

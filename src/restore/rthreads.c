@@ -219,10 +219,13 @@ static int cannot_create(const struct restore *r, pid_t tid, int code, struct us
 	return code;
 }
 
-static int create_some(struct restore *r, struct rthread *const *v, size_t n, struct usnap_err *err)
+/* Returns how many were made, the first ones, and in *ret_code why not the next. */
+static size_t create_batch(struct restore *r, struct rthread *const *v, size_t n, int *ret_code)
 {
 	struct stub_batch b;
 	size_t failed = 0;
+
+	*ret_code = 0;
 
 	stub_reset(r->stub);
 	stub_begin(&b, r->stub, n);
@@ -234,18 +237,36 @@ static int create_some(struct restore *r, struct rthread *const *v, size_t n, st
 			.set_tid_size = 1,
 		};
 
+		stub_add_clone(&b, stub_data(&b, &args, sizeof(args)), sizeof(args), v[i]->lane);
+	}
+	*ret_code = stub_run(&b, stub_main_lane(r->stub), &failed);
+	if (*ret_code == 0)
+		failed = n;
+	for (size_t i = 0; i < failed; i++)
+		if (b.calls[i].ret != v[i]->tid) {
+			*ret_code = -EPROTO;
+			return i;
+		}
+	return MIN(failed, n);
+}
+
+static int create_some(struct restore *r, struct rthread *const *v, size_t n, struct usnap_err *err)
+{
+	size_t done = 0;
+	int code = 0;
+
+	for (size_t i = 0; i < n; i++) {
 		v[i]->lane = stub_lane_new(r->stub);
 		if (!v[i]->lane)
 			return usnap_fail(err, -EMFILE, "cannot restore: too many threads");
-		stub_add_clone(&b, stub_data(&b, &args, sizeof(args)), sizeof(args), v[i]->lane);
 	}
-	int e = stub_run(&b, stub_main_lane(r->stub), &failed);
-	if (e < 0)
-		return cannot_create(r, v[MIN(failed, n - 1)]->tid, e, err);
-	for (size_t i = 0; i < n; i++)
-		if (b.calls[i].ret != v[i]->tid)
-			return usnap_fail(err, -EPROTO, "cannot make thread %d", (int)v[i]->tid);
-	return 0;
+	for (unsigned tries = 0; done < n && tries < ID_TRIES; tries++) {
+		done += create_batch(r, v + done, n - done, &code);
+		if (code != -EEXIST)
+			break;
+		usleep(ID_WAIT_US);
+	}
+	return code < 0 ? cannot_create(r, v[MIN(done, n - 1)]->tid, code, err) : 0;
 }
 
 int rthreads_create(struct restore *r, struct usnap_err *err)

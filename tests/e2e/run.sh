@@ -88,7 +88,7 @@ sleep 1000 &
 echo ready $$ $!
 wait
 END
-supervised --name parent -- env A=1 sh -c 'exec bash parent.sh'
+supervised --name parent -- env -u UFFD_SNAP_FULL sh -c 'exec bash parent.sh'
 wait_until 10 _says ready
 read -r _ program child <said
 adopt "$child"
