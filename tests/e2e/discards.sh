@@ -37,6 +37,6 @@ discards() {
 
 kinds='malloc munmap mremap dontneed free fixed brk remove punch truncate'
 for kind in $kinds; do
-	discards "$(times 2 10)" "$kind" "$(times 32M 128M)"
+	discards "$(times 1 10)" "$kind" "$(times 32M 128M)"
 done
 discards "$(times 2 50)" all "$(times 64M 1G)"

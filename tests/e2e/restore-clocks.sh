@@ -10,9 +10,11 @@ cat >clocks.py <<'END'
 import os, signal, sys, time
 def say():
     # The three at one moment.
-    text = "%.3f %.3f %.3f\n" % (time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
-    with open("clocks.new", "w") as f: f.write(text)
-    os.rename("clocks.new", "clocks")
+    text = "%015.3f %015.3f %015.3f\n" % (time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
+    # At once and in place: T0 may find it open, and the image is restored more than once.
+    f = os.open("clocks", os.O_WRONLY | os.O_CREAT, 0o644)
+    os.pwrite(f, text.encode(), 0)
+    os.close(f)
 signal.signal(signal.SIGALRM, lambda *a: open("alarm", "w").write("%.3f" % time.monotonic()))
 start = time.monotonic()
 signal.setitimer(signal.ITIMER_REAL, float(sys.argv[1]))
@@ -27,6 +29,9 @@ elsewhere() {
 	unshare --mount --propagation private bash -c \
 		'mount --bind boot_id /proc/sys/kernel/random/boot_id && exec "$@"' - "$@"
 }
+# What the restored process has said: it was the last thing of the one before.
+moment() { seen=$(cat clocks); }
+_fresh() { [ "$(cat clocks)" != "$seen" ]; }
 clock() { cut -d ' ' -f "$1" clocks; }
 near() { awk -v a="$2" -v b="$3" -v by="$4" 'BEGIN { d = a - b; exit !(d < by && d > -by) }' || fail "$1: $2 instead of $3"; }
 
@@ -42,11 +47,11 @@ taken() {
 
 # back OPTION...: what the clocks have to say.
 back() {
-	rm -f clocks
+	moment
 	sleep 0.5
 	process=$(elsewhere "$UFFD_SNAP" restore -q --detach "$@" image.usnap 2>err) || fail "restore: $(cat err)"
 	adopt "$process"
-	wait_until 10 test -s clocks
+	wait_until 10 _fresh
 	read -r mono boot wall <clocks
 	read -r mono0 boot0 wall0 <<<"$before"
 	passed=$(awk -v a="$wall" -v b="$wall0" 'BEGIN { printf "%.3f", a - b }')
@@ -69,17 +74,17 @@ done
 
 # A second generation, on the same machine.
 taken 5000000
-rm -f clocks
+moment
 process=$(elsewhere "$UFFD_SNAP" restore -q --detach image.usnap)
 adopt "$process"
-wait_until 10 test -s clocks
+wait_until 10 _fresh
 rm -f image.usnap alarm
 usnap snapshot -q --kill "$process" -o image.usnap
 before=$(cat clocks)
-rm -f clocks
+moment
 process=$(usnap restore -q --detach image.usnap)
 adopt "$process"
-wait_until 10 test -s clocks
+wait_until 10 _fresh
 near 'clock of the second generation' "$(clock 1)" "$(cut -d ' ' -f 1 <<<"$before")" 30
 kill -KILL "$process"
 

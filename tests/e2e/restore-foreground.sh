@@ -131,10 +131,17 @@ done
 
 # A terminal: the process reads from it, ^C and ^Z reach it once, and the shell's job control works.
 cat >echoing.py <<'END'
-import signal, sys
+import os, select, signal, sys
 signal.signal(signal.SIGINT, lambda s, f: print("interrupted", flush=True))
+# A signal between two reads is not to wait for the next line.
+came, wake = os.pipe()
+os.set_blocking(wake, False)
+signal.set_wakeup_fd(wake)
 print("ready", flush=True)
 while True:
+    if came in select.select([0, came], [], [])[0]:
+        os.read(came, 100)
+        continue
     line = sys.stdin.readline()
     if not line: break
     print("read " + line.strip(), flush=True)

@@ -22,7 +22,7 @@ def work(seed):
         sys.stdout.write("tick\n"); sys.stdout.flush()
 for t in range(4):
     threading.Thread(target=work, args=(t + 1,), daemon=True).start()
-print("ready", flush=True)
+sys.stdout.write("ready\n"); sys.stdout.flush()
 while True:
     time.sleep(1)
 END
