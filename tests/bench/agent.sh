@@ -7,7 +7,7 @@
 
 need redis-server redis-benchmark
 n=$(times_bench 3 21)
-count=$(times_bench 60000 2000000)
+count=$(times_bench 60000 400000)
 
 # compare WHAT UNIT COMMAND...: a table row, of runs with and without the agent in turn. The command
 # prints one number.
