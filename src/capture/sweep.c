@@ -152,23 +152,29 @@ static bool in_place(struct capture *c, const struct piece *p)
 	       locate(c, p->key + last, &s, &addr) && addr == p->addr + last;
 }
 
-/* Lifts the protection of a piece, wherever it is now; waits while an event is pending. */
+/*
+ * Lifts the protection of a piece, wherever it is now; waits while an event is pending. An mremap()
+ * may have moved it: the protection went with it. In a process that has been seen to move memory no
+ * event is read meanwhile: what has moved and is not known of yet keeps the call from doing anything.
+ * In others it is looked at afterwards whether this was the first.
+ */
 static int finish_piece(struct capture *c, const struct gather *g, struct piece *p)
 {
 	for (;;) {
-		uint64_t seq = settled_seq(c);
+		const bool locked = c->remaps;
 
-		/* An mremap() may have moved it: the protection went with it. Or it is gone. */
-		if (seq != g->seq && !in_place(c, p) && !locate(c, p->key, &p->s, &p->addr))
-			return 0;
-		int r = fault_finish(c, &p->s, p->addr, p->key, p->nr_pages);
-		if (r != -EAGAIN || c->failed) {
-			/* Something else may be there since, and have lost its protection. */
-			if (settled_seq(c) != seq && !in_place(c, p))
-				capture_tear(c, "the page at %#llx was moved while it was saved",
-					     (unsigned long long)p->addr);
+		if (locked)
+			pthread_mutex_lock(&c->fault_lock);
+		uint64_t seq = settled_seq(c);
+		bool there = seq == g->seq || in_place(c, p) || locate(c, p->key, &p->s, &p->addr);
+		int r = there ? fault_finish(c, &p->s, p->addr, p->key, p->nr_pages) : 0;
+		if (locked)
+			pthread_mutex_unlock(&c->fault_lock);
+		else if (there && r != -EAGAIN && settled_seq(c) != seq && !in_place(c, p))
+			capture_tear(c, "the page at %#llx was moved while it was saved",
+				     (unsigned long long)p->addr);
+		if (r != -EAGAIN || c->failed)
 			return r == -ENOENT || r == -EINVAL || r == -EAGAIN ? 0 : r;
-		}
 		sched_yield();
 	}
 }
