@@ -8,8 +8,9 @@
  * active while every thread stands still, and sets back who stands between
  * look and call: so after T0 no call is made by a thread that saw an older
  * value, but for one that a signal has interrupted there, or that the kernel
- * starts again by itself: what it discards is an event, as without the gate. Where active is not what was expected, gate_hold() asks, and tells
- * what to expect next: the session that has been asked, or 0.
+ * starts again by itself: what it discards is an event, as without the gate.
+ * Where active is not what was expected, gate_hold() asks, and tells what to
+ * expect next: the session that has been asked, or 0.
  *
  * An answer is believed when the slot holds the acknowledgement and still all
  * that was asked, so that it does no harm when two threads use the same slot:

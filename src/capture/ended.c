@@ -1,6 +1,5 @@
 #include "capture/ended.h"
 
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
@@ -11,23 +10,23 @@
 #include "common/util.h"
 #include "process/remote.h"
 
+/* struct pthread of glibc on x86-64, from 2.4 on. */
 enum {
 	TCB_ALIGN = 64,
-	TCB_SELF =
-		0x10, /* struct pthread of glibc on x86-64, from 2.4 on: its own address at 0 and here */
+	TCB_SELF = 0x10, /* its own address, as at 0 */
 	TCB_TID = 0x2d0, /* int32: of the thread, 0 when it has ended */
 };
 
-bool ended_unnoticed(const struct capture *c)
+bool ended_is_noticed(const struct capture *c)
 {
 	struct {
 		uint64_t pointer;
 		uint32_t size, sig, flags, pad;
 	} rseq = {0};
 
-	return c->tracees.n && (ptrace(PTRACE_GET_RSEQ_CONFIGURATION, c->tracees.t[0].tid,
-				       (void *)sizeof(rseq), &rseq) < 0 ||
-				!rseq.pointer);
+	return ptrace(PTRACE_GET_RSEQ_CONFIGURATION, c->tracees.t[0].tid, (void *)sizeof(rseq),
+		      &rseq) >= 0 &&
+	       rseq.pointer;
 }
 
 /* The end of a mapping right above a guard: a stack that pthread_create() made, and on top of it the

@@ -23,8 +23,8 @@
 
 struct capture;
 
-/* Whether a thread can end unnoticed. */
-bool ended_unnoticed(const struct capture *c);
+/* Whether no thread can end unnoticed. */
+bool ended_is_noticed(const struct capture *c);
 /* Tells of those on stacks in these mappings. */
 void ended_tell(struct capture *c, const struct maps *maps);
 

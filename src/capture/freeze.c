@@ -392,7 +392,8 @@ static int freeze_once(struct capture *c, bool hold, struct copier *cp, uint64_t
 	c->stats.threads = c->tracees.n;
 
 	struct reading maps = {.c = c};
-	if (c->uffd >= 0 && (c->ends_unnoticed = ended_unnoticed(c)))
+	c->ends_noticed = ended_is_noticed(c);
+	if (c->uffd >= 0 && !c->ends_noticed)
 		ended_tell(c, &c->maps);
 	r = open_stacks(c);
 	if (r < 0)

@@ -363,7 +363,7 @@ static int attach(struct capture *c, struct usnap_err *err)
 static int tell_ended(struct capture *c)
 {
 	struct maps maps = {0};
-	int r = maps_read(c->target->procfd, &maps);
+	int r = ended_is_noticed(c) ? 0 : maps_read(c->target->procfd, &maps);
 
 	if (r == 0)
 		ended_tell(c, &maps);
@@ -392,7 +392,8 @@ static void detach(struct capture *c)
 		/* Only now nothing is registered any more: what was mapped meanwhile may have been. */
 		if (!injected)
 			asks_leave(c);
-		for (int i = 0; i < TELL_TRIES && c->ends_unnoticed; i++)
+		/* Also when it was given up before the first stop. */
+		for (int i = 0; i < TELL_TRIES && c->registered && !c->ends_noticed; i++)
 			if (capture_all_stopped(c, TELL_STOP_NS << i, tell_ended) != -EAGAIN)
 				break;
 	}

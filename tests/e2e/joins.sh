@@ -24,6 +24,20 @@ joins() {
 
 joins 0
 joins 1
+
+# One that ends in the middle of a snapshot, and has not written to the page since it was protected.
+workload_env=('GLIBC_TUNABLES=glibc.pthread.rseq=0')
+start_workload joinwork late
+workload_env=()
+usnap snapshot -q --rate 1M "$started" -o j.usnap &
+snapshot=$!
+adopt $snapshot
+wait_until 20 grep -qE '^VmFlags.* uw' "/proc/$started/smaps"
+sleep 0.2
+kill -USR1 "$started"
+wait $snapshot
+wait "$started" || fail "a thread that has ended is waited for: $(cat joinwork.out)"
+
 # Of the process without rseq(2): what nobody was told of at T0 is not in the image.
 workload_env=('GLIBC_TUNABLES=glibc.pthread.rseq=0')
 start_workload joinwork

@@ -1,6 +1,8 @@
 /*
  * joinwork: threads that start others and join them, all the time. Prints "ready"; at SIGTERM what
  * each has done, and whether one still waits for a thread that has ended.
+ *
+ * joinwork late: one thread that ends at SIGUSR1 and has not written to its stack since "ready".
  */
 #include <errno.h>
 #include <pthread.h>
@@ -8,6 +10,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -15,9 +19,10 @@ enum {
 	LOOPS = 4,
 	STACK_USED = 20000, /* bytes */
 	PATIENCE = 30, /* seconds */
+	BALLAST = 4 << 20, /* bytes, so that a slow snapshot takes some seconds */
 };
 
-static volatile sig_atomic_t over;
+static volatile sig_atomic_t over, started;
 static unsigned long joined[LOOPS];
 
 static void *use_stack(void *arg)
@@ -45,7 +50,51 @@ static void *start_and_join(void *arg)
 	return NULL;
 }
 
-int main(void)
+/* Deep enough for the page of the control block to be none of those that a stop opens. */
+static void *end_late(void *arg)
+{
+	volatile char deep[65536];
+
+	memset((void *)deep, 1, sizeof(deep));
+	started = 1;
+	while (!over)
+		__asm__ volatile("pause");
+	for (;;)
+		__asm__ volatile("syscall" : : "a"(SYS_exit), "D"(0) : "rcx", "r11");
+	return arg;
+}
+
+static int late(sigset_t *set)
+{
+	struct timespec until;
+	pthread_t tid;
+	int sig;
+
+	sigaddset(set, SIGUSR1);
+	pthread_sigmask(SIG_BLOCK, set, NULL);
+	if (pthread_create(&tid, NULL, end_late, NULL))
+		return 1;
+	while (!started)
+		usleep(1000);
+	/* Below the stack, so that it is copied before. */
+	unsigned char *ballast =
+		mmap(NULL, BALLAST, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (ballast == MAP_FAILED)
+		return 1;
+	for (size_t i = 0; i < BALLAST; i++)
+		ballast[i] = (unsigned char)(i * i >> 9);
+	printf("ready\n");
+	fflush(stdout);
+	sigwait(set, &sig);
+	over = 1;
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += PATIENCE;
+	int r = pthread_timedjoin_np(tid, NULL, &until);
+	printf("%s\n", r ? "failed" : "ok");
+	return r != 0;
+}
+
+int main(int argc, char **argv)
 {
 	pthread_t tids[LOOPS];
 	struct timespec until;
@@ -53,6 +102,8 @@ int main(void)
 	int sig, status = 0;
 
 	sigemptyset(&term);
+	if (argc > 1 && strcmp(argv[1], "late") == 0)
+		return late(&term);
 	sigaddset(&term, SIGTERM);
 	pthread_sigmask(SIG_BLOCK, &term, NULL);
 	for (int i = 0; i < LOOPS; i++)
