@@ -168,6 +168,12 @@ static int build_here(struct restore *r, struct usnap_err *err)
 	int code = stub_new(&r->stub, taken, nr_taken, err);
 	if (code == 0)
 		code = build(r, err);
+	if (code == 0) {
+		if (r->o->complete)
+			r->o->complete(r->o->ctx, r->builder);
+		guard_done(r);
+		code = rthreads_release(r, err);
+	}
 	if (code < 0) {
 		builder_kill(r);
 		rfiles_undo(r);
@@ -178,10 +184,6 @@ static int build_here(struct restore *r, struct usnap_err *err)
 				   r->o->image);
 		return err->code;
 	}
-	if (r->o->complete)
-		r->o->complete(r->o->ctx, r->builder);
-	guard_done(r);
-	rthreads_release(r);
 	return 0;
 }
 

@@ -19,11 +19,11 @@ int rthreads_restore(struct restore *r, struct usnap_err *err);
 /* Seizes all threads, takes the stub away, sets registers and masks. The process is complete and
  * stands still. */
 int rthreads_finish(struct restore *r, struct usnap_err *err);
-/* Lets it run (or leaves it as after SIGSTOP). Cannot fail in a way that could be undone. */
-void rthreads_release(struct restore *r);
+/* Lets it run (or leaves it as after SIGSTOP). After a failure some threads may run already. */
+int rthreads_release(struct restore *r, struct usnap_err *err);
 
-/* After a failure, when the process has been sent SIGKILL: threads that are traced stay as zombies
- * until their tracer has waited for them, and the process with them. */
+/* When the process has been sent SIGKILL or has ended: threads that are traced stay as zombies until
+ * their tracer has waited for them, and the process with them. */
 void rthreads_reap(struct restore *r);
 
 void rthreads_describe(const struct restore *r, json_t *o);

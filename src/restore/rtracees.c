@@ -205,7 +205,7 @@ int rthreads_finish(struct restore *r, struct usnap_err *err)
 	return e;
 }
 
-void rthreads_release(struct restore *r)
+int rthreads_release(struct restore *r, struct usnap_err *err)
 {
 	struct rthreads *t = r->threads;
 
@@ -213,9 +213,13 @@ void rthreads_release(struct restore *r)
 	if (t->stop)
 		syscall(SYS_pidfd_send_signal, r->builder_pidfd, SIGSTOP, NULL, 0);
 	for (size_t i = 0; i < t->n; i++) {
-		ptrace(PTRACE_DETACH, t->v[i].tid, NULL, NULL);
-		t->v[i].seized = false;
+		t->v[i].seized = ptrace(PTRACE_DETACH, t->v[i].tid, NULL, NULL) < 0;
+		/* Those that run may have ended the process, and with it this thread. */
+		if (t->v[i].seized && (errno != ESRCH || i == 0))
+			return cannot(err, -errno, &t->v[i], "let go");
 	}
+	rthreads_reap(r);
+	return 0;
 }
 
 void rthreads_reap(struct restore *r)

@@ -218,6 +218,40 @@ inject() {
 strace -c -o spare/counts "${restore[@]}" "$image" >out 2>err || fail "under strace: $(cat err)"
 outcome 0 'under strace'
 
+# The last calls, with which it is let go.
+letting_go=$(awk '$NF == "ptrace" {print $4}' spare/counts)
+for ((i = 0; i < 4; i++)); do
+	what="ptrace $((letting_go - i)) of $letting_go" got=0
+	strace -o trace -e trace=ptrace -e "inject=ptrace:error=EPERM:when=$((letting_go - i))" \
+		"${restore[@]}" "$image" >out 2>err </dev/null || got=$?
+	same "$what: status" $got 1
+	says err 'cannot let go thread'
+	outcome $got "$what"
+done
+
+# One that ends at once ends the threads that are not let go yet: no failure.
+cat >brief.py <<'END'
+import os, threading, time
+for i in range(3): threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+open("ready", "w").close()
+while not os.path.exists("go"): time.sleep(0.001)
+os._exit(7)
+END
+rm -f ready
+setsid python3 brief.py >spare/log 2>&1 </dev/null &
+brief=$!
+adopt $brief
+wait_until 20 test -e ready
+usnap snapshot -q --kill $brief -o spare/brief.usnap
+wait $brief 2>/dev/null || true
+touch go
+got=0
+timeout -k 5 60 strace -o trace -e trace=ptrace -e inject=ptrace:delay_enter=50000 \
+	"$UFFD_SNAP" restore -q --same-pid spare/brief.usnap >out 2>err </dev/null || got=$?
+same 'status of one that ends at once' $got 7
+rm -f brief.py go ready
+files_before=$(listing)
+
 for ((i = 0; i < n; i++)); do
 	case $((i % 10)) in
 	0) flip ;;
