@@ -337,17 +337,18 @@ int arm_settle(struct capture *c, struct usnap_err *err)
 
 int arm(struct capture *c, struct usnap_err *err)
 {
-	/* The second time for what has appeared during the first. */
+	/* The second time for what has appeared during the first. Flags are of the moment of attaching:
+	 * to read them again would make who maps memory wait again. But after a torn attempt the gate
+	 * has left pages that are not libc's file's. */
 	for (unsigned pass = 0; pass < 2; pass++) {
 		struct maps maps = {0};
-		int r = pass == 0 ? maps_read_flags(c->target->procfd, &maps)
-				  : maps_read(c->target->procfd, &maps);
+		int r = pass == 0 && c->stats.torn ? maps_read_flags(c->target->procfd, &maps)
+						   : maps_read(c->target->procfd, &maps);
 
 		if (r < 0)
 			return usnap_fail_errno(err, r, "cannot read the mappings of process %d",
 						c->target->pid);
-		if (pass > 0)
-			maps_inherit_flags(&maps, &c->maps);
+		maps_inherit_flags(&maps, &c->maps);
 		maps_free(&c->maps);
 		inject_hide(c, &maps);
 		c->maps = maps;

@@ -343,6 +343,27 @@ static bool write_back(struct capture *c)
 	return back;
 }
 
+bool inject_has_written(const struct capture *c, uint64_t page)
+{
+	for (unsigned i = 0; i < GATE_SITES; i++) {
+		const struct inject_site *s = &c->inject.sites[i];
+
+		if (s->leads && s->addr < page + PAGE_BYTES && s->addr + INSTRUCTION > page)
+			return true;
+	}
+	return false;
+}
+
+/* Written to already, and not in the image (regions.c): that must not be hidden by ours. */
+static bool is_written(struct capture *c, uint64_t addr)
+{
+	const struct vma *v = maps_find(&c->maps, addr);
+
+	return v && region_pristine(v) &&
+	       region_has_own(c, ALIGN_DOWN(addr, PAGE_BYTES),
+			      ALIGN_UP(addr + INSTRUCTION, PAGE_BYTES)) != 0;
+}
+
 void inject_lead(struct capture *c)
 {
 	struct inject *in = &c->inject;
@@ -356,7 +377,7 @@ void inject_lead(struct capture *c)
 
 		/* A debugger may have been there. */
 		if (!s->addr || !get(c, s->addr, now, sizeof(now)) ||
-		    memcmp(now, s->old, sizeof(now)) != 0)
+		    memcmp(now, s->old, sizeof(now)) != 0 || is_written(c, s->addr))
 			continue;
 		make_jump(c, i, jump);
 		s->leads = true;

@@ -54,6 +54,8 @@ uint64_t inject_control(const struct capture *c);
 void inject_hide(const struct capture *c, struct maps *maps);
 /* At the end of the freeze. */
 void inject_lead(struct capture *c);
+/* Whether a jump is in that page. */
+bool inject_has_written(const struct capture *c, uint64_t page);
 /* Takes it out; the target runs. -EBUSY: it could not be stopped for that, or a thread is in there and
  * does not come out (or has left by longjmp()); it lets everything through. */
 int inject_remove(struct capture *c);

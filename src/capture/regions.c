@@ -42,27 +42,44 @@ static const struct vma *same_now(const struct maps *now, const struct vma *v)
 		       : NULL;
 }
 
+/* Positive: there is one, but for those that the gate has made after T0. */
+static int own_found(void *arg, uint64_t start, uint64_t end, uint64_t categories)
+{
+	const struct capture *c = arg;
+
+	for (; start < end; start += PAGE_BYTES)
+		if (!inject_has_written(c, start))
+			return 1;
+	return 0;
+}
+
+int region_has_own(struct capture *c, uint64_t start, uint64_t end)
+{
+	return scan_pages_running(c, start, end, PAGE_IS_FILE, PAGE_IS_FILE,
+				  PAGE_IS_PRESENT | PAGE_IS_SWAPPED, own_found, c);
+}
+
+/*
+ * Not by the flags: what was written at T0 is so still unless the mapping or its pages have been
+ * given up since, and to read flags takes long (maps.h).
+ */
 int regions_check_pristine(struct capture *c)
 {
 	struct maps now = {0};
-	int r = maps_read_flags(c->target->procfd, &now);
+	int r = maps_read(c->target->procfd, &now);
 
 	for (size_t i = 0; i < c->maps.n && r == 0; i++) {
-		const struct vma *v = &c->maps.v[i], *n;
+		const struct vma *v = &c->maps.v[i];
 
 		if (!region_pristine(v))
 			continue;
-		n = same_now(&now, v);
-		/* Not the pages: jumps to the gate are put there after T0. */
-		if (!n || !never_writable(n)) {
-			capture_tear(c,
-				     "the mapping of '%s' at %#llx was made writable or unmapped",
+		r = same_now(&now, v) ? region_has_own(c, v->start, v->end) : 1;
+		if (r > 0)
+			capture_tear(c, "the mapping of '%s' at %#llx was written to or unmapped",
 				     v->path, (unsigned long long)v->start);
-			break;
-		}
 	}
 	maps_free(&now);
-	return r;
+	return MIN(r, 0);
 }
 
 enum how region_how(const struct capture *c, const struct vma *v)

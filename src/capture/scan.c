@@ -54,6 +54,44 @@ int scan_pages(const struct capture *c, uint64_t start, uint64_t end, uint64_t i
 	return 0;
 }
 
+enum {
+	STEP_BYTES = 64 << 20,
+	STEP_MOST = 1 << 30,
+};
+
+struct step {
+	scan_fn *fn;
+	void *arg;
+	bool found;
+};
+
+static int found_in_step(void *arg, uint64_t start, uint64_t end, uint64_t categories)
+{
+	struct step *s = arg;
+
+	s->found = true;
+	return s->fn(s->arg, start, end, categories);
+}
+
+int scan_pages_running(const struct capture *c, uint64_t start, uint64_t end, uint64_t inverted,
+		       uint64_t mask, uint64_t anyof, scan_fn *fn, void *arg)
+{
+	struct step s = {fn, arg, false};
+	uint64_t len = STEP_BYTES;
+
+	for (uint64_t a = start, to; a < end; a = to) {
+		/* No huge page is split. */
+		to = MIN(end, ALIGN_DOWN(a + len, (uint64_t)STEP_BYTES));
+		s.found = false;
+		int r = scan_pages(c, a, to, inverted, mask, anyof, found_in_step, &s);
+		if (r)
+			return r;
+		/* There may be terabytes with nothing in them. */
+		len = s.found ? STEP_BYTES : MIN(len * 2, (uint64_t)STEP_MOST);
+	}
+	return 0;
+}
+
 struct populate {
 	struct capture *c;
 	const struct segment *s;
@@ -130,9 +168,10 @@ int scan_populated(struct capture *c, const struct segment *s, uint64_t start, u
 	if (frozen)
 		pageset_depopulate(c->pages, s->key + (start - s->start),
 				   (end - start) >> PAGE_SHIFT);
-	return scan_pages(c, start, end, 0, 0,
-			  PAGE_IS_PRESENT | (s->unit == PAGE_BYTES ? PAGE_IS_SWAPPED : 0),
-			  populate_private, &p);
+	if (s->unit != PAGE_BYTES)
+		return scan_pages(c, start, end, 0, 0, PAGE_IS_PRESENT, populate_private, &p);
+	return (frozen ? scan_pages : scan_pages_running)(
+		c, start, end, 0, 0, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, populate_private, &p);
 }
 
 static int count_bytes(void *arg, uint64_t start, uint64_t end, uint64_t categories)

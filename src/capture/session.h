@@ -150,8 +150,10 @@ enum how {
 };
 enum how region_how(const struct capture *c, const struct vma *v);
 bool region_pristine(const struct vma *v);
-/* Whether what was pristine at T0 by flags read before it is so by flags read now; else torn. */
+/* Whether what was pristine before T0 is so now, soon after it; else torn. */
 int regions_check_pristine(struct capture *c);
+/* Whether a mapping of a file has pages there that are not the file's: 1, 0, or an error. */
+int region_has_own(struct capture *c, uint64_t start, uint64_t end);
 /* Registration mode and unit of a HOW_PROTECT mapping. */
 uint64_t region_mode(const struct vma *v);
 uint64_t region_unit(const struct vma *v);
@@ -161,6 +163,9 @@ typedef int scan_fn(void *arg, uint64_t start, uint64_t end, uint64_t categories
  * inverted bits) and any of anyof. */
 int scan_pages(const struct capture *c, uint64_t start, uint64_t end, uint64_t inverted,
 	       uint64_t mask, uint64_t anyof, scan_fn *fn, void *arg);
+/* In steps: the kernel walks under mmap_lock, who maps memory waits for it, and faults behind him. */
+int scan_pages_running(const struct capture *c, uint64_t start, uint64_t end, uint64_t inverted,
+		       uint64_t mask, uint64_t anyof, scan_fn *fn, void *arg);
 /* Brings the populated bits of a segment's part up to date. */
 int scan_populated(struct capture *c, const struct segment *s, uint64_t start, uint64_t end,
 		   bool frozen);

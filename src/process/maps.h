@@ -90,8 +90,9 @@ struct maps {
  * maps_read_flags() or maps_inherit_flags() completes). */
 int maps_read(int procfd, struct maps *ret);
 
-/* Reads /proc/PID/smaps: maps with flags and page size. Slow: walks page
- * tables; never while the target is stopped. */
+/* Reads /proc/PID/smaps: maps with flags and page size. Slow: the kernel walks the page tables of
+ * each mapping, under mmap_lock (some 20 ms a GiB): who maps memory waits for that, and faults wait
+ * behind him. Never while the target is stopped, or its faults are to be answered. */
 int maps_read_flags(int procfd, struct maps *ret);
 
 /* Completes fresh maps with the flags of an earlier reading wherever the

@@ -4,7 +4,7 @@
 . "$(dirname "$0")/../lib.sh"
 . "$TESTS/lib-work.sh"
 
-need jq
+need jq strace
 n=$(times 8 40)
 mkdir to
 RANDOM=${SEED:-4711}
@@ -111,3 +111,9 @@ pid=$started got=0
 usnap snapshot -q "$pid" -o to/x.usnap 2>err || got=$?
 judged $got
 [ $got -eq 0 ] || cat err
+
+# Whoever maps memory waits while the flags of mappings are read: once.
+start_workload witness
+strace -f -e trace=openat -o trace "$UFFD_SNAP" snapshot -q "$started" -o to/x.usnap
+judged 0
+same 'readings of smaps' "$(grep -c '"smaps"' trace)" 1
