@@ -99,6 +99,12 @@ void guard_done(struct restore *r)
 		atomic_store(&r->guard->shared->done, 1);
 }
 
+void guard_not_done(struct restore *r)
+{
+	if (r->guard)
+		atomic_store(&r->guard->shared->done, 0);
+}
+
 void guard_end(struct guard *g)
 {
 	if (!g)

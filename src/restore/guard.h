@@ -19,8 +19,9 @@ struct guard;
 /* Before any namespace is made: with that, its processes end. Nothing where there is nothing that
  * could be left. */
 int guard_begin(struct restore *r, struct usnap_err *err);
-/* From here on nothing is to be undone. */
+/* From here on nothing is to be undone; or all of it again. */
 void guard_done(struct restore *r);
+void guard_not_done(struct restore *r);
 /* Lets go, and waits for its end. NULL is fine. */
 void guard_end(struct guard *g);
 

@@ -33,6 +33,9 @@ bool place_has_own_users(const struct restore *r);
 /* Returns 0 in the process that is to build (which may be this one), 1 in the outer one. */
 int place_enter(struct restore *r, struct usnap_err *err);
 
+/* Is this the inner process? What it has built ends with the outer one until place_leave(). */
+bool place_is_inner(const struct restore *r);
+
 /* After a build with result code: in the inner process, does not return; elsewhere returns code. */
 int place_leave(struct restore *r, int code, const struct usnap_err *err);
 

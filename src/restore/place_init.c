@@ -15,6 +15,7 @@
 
 #include "common/io.h"
 #include "common/util.h"
+#include "restore/guard.h"
 #include "restore/place_internal.h"
 
 #ifndef CLOSE_RANGE_CLOEXEC /* Linux 5.9, and no wrapper in older libraries */
@@ -142,6 +143,11 @@ static _Noreturn void look_after(pid_t pid)
 	}
 }
 
+bool place_is_inner(const struct restore *r)
+{
+	return r->place->inside;
+}
+
 int place_leave(struct restore *r, int code, const struct usnap_err *err)
 {
 	struct place *p = r->place;
@@ -158,13 +164,18 @@ int place_leave(struct restore *r, int code, const struct usnap_err *err)
 		send_report(p->channel, &report, -1);
 		_exit(1);
 	}
-	int channel = dup(p->channel), pidfd = dup(r->builder_pidfd);
-	restore_free(r);
-	malloc_trim(0);
+	int channel = dup(p->channel);
 	if (detached)
 		prctl(PR_SET_PDEATHSIG, 0);
-	if (channel < 0 || send_report(channel, &report, pidfd) < 0)
-		_exit(1); /* the outer one has gone, and in the foreground nobody is left */
+	/* Before the outer one knows: it ends the guard. */
+	guard_done(r);
+	if (channel < 0 || send_report(channel, &report, r->builder_pidfd) < 0) {
+		/* The outer one has gone, and what was built goes with this process. */
+		guard_not_done(r);
+		_exit(1);
+	}
+	restore_free(r);
+	malloc_trim(0);
 	let_go(channel, detached);
 	look_after(pid);
 }

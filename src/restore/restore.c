@@ -171,7 +171,8 @@ static int build_here(struct restore *r, struct usnap_err *err)
 	if (code == 0) {
 		if (r->o->complete)
 			r->o->complete(r->o->ctx, r->builder);
-		guard_done(r);
+		if (!place_is_inner(r))
+			guard_done(r);
 		code = rthreads_release(r, err);
 	}
 	if (code < 0) {

@@ -194,9 +194,13 @@ little_memory() {
 	attempt "$mib MiB of address space" prlimit --as=$((mib << 20)) "${restore[@]}" "$image"
 }
 killed() {
-	local sig=$1 delay status=0
-	shift
+	local delay
 	delay=0.$(printf %04d $((RANDOM % 1500)))
+	killed_after "$delay" "$@"
+}
+killed_after() {
+	local delay=$1 sig=$2 status=0
+	shift 2
 	"${restore[@]}" "$@" "$image" >out 2>err </dev/null &
 	local restorer=$!
 	sleep "$delay"
@@ -251,6 +255,16 @@ timeout -k 5 60 strace -o trace -e trace=ptrace -e inject=ptrace:delay_enter=500
 same 'status of one that ends at once' $got 7
 rm -f brief.py go ready
 files_before=$(listing)
+
+# In a PID namespace it ends with the restorer until that has been told of it.
+start=$(date +%s%N)
+"${restore[@]}" --pid-namespace "$image" >out 2>err || fail "not restored: $(cat err)"
+took=$((($(date +%s%N) - start) / 1000))
+outcome 0 'in a namespace'
+for ((i = 0; i < $(times 10 60); i++)); do
+	killed_after "$(awk -v t=$took -v r=$RANDOM 'BEGIN {printf "%.6f", t * (0.6 + 0.5 * r / 32768) / 1e6}')" \
+		KILL --pid-namespace
+done
 
 for ((i = 0; i < n; i++)); do
 	case $((i % 10)) in
