@@ -152,11 +152,18 @@ static bool in_place(struct capture *c, const struct piece *p)
 	       locate(c, p->key + last, &s, &addr) && addr == p->addr + last;
 }
 
+/* Its protection is lifted by a single call: all of it, or nothing. */
+static bool in_one_chunk(const struct piece *p)
+{
+	return p->key / CHUNK_BYTES == (p->key + (p->nr_pages - 1) * PAGE_BYTES) / CHUNK_BYTES;
+}
+
 /*
  * Lifts the protection of a piece, wherever it is now; waits while an event is pending. An mremap()
  * may have moved it: the protection went with it. In a process that has been seen to move memory no
  * event is read meanwhile: what has moved and is not known of yet keeps the call from doing anything.
- * In others it is looked at afterwards whether this was the first.
+ * In others it is looked at afterwards whether this was the first. What was unmapped meanwhile, and
+ * nothing has been moved to, does no harm: there is nothing protected.
  */
 static int finish_piece(struct capture *c, const struct gather *g, struct piece *p)
 {
@@ -170,7 +177,8 @@ static int finish_piece(struct capture *c, const struct gather *g, struct piece 
 		int r = there ? fault_finish(c, &p->s, p->addr, p->key, p->nr_pages) : 0;
 		if (locked)
 			pthread_mutex_unlock(&c->fault_lock);
-		else if (there && r != -EAGAIN && settled_seq(c) != seq && !in_place(c, p))
+		else if (there && (r != -EAGAIN || !in_one_chunk(p)) && settled_seq(c) != seq &&
+			 c->remaps && !in_place(c, p))
 			capture_tear(c, "the page at %#llx was moved while it was saved",
 				     (unsigned long long)p->addr);
 		if (r != -EAGAIN || c->failed)

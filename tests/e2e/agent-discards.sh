@@ -4,7 +4,7 @@
 . "$(dirname "$0")/../lib.sh"
 . "$TESTS/lib-work.sh"
 
-need jq
+need gdb jq
 
 # allocator NAME LIBRARY [VAR=VALUE]...: what to preload, and the environment in which it gives
 # memory back at once.
@@ -76,6 +76,22 @@ returned() {
 	rm r.usnap
 }
 
+# meanwhile: memory that goes between its copy and the end of its protection does no harm. The sweep
+# begins with the half that is freed.
+meanwhile() {
+	start_workload giveback 64 half
+	gdb -nx -batch -ex 'set debuginfod enabled off' \
+		-ex 'tbreak fault_finish if s->end - s->start > 32 << 20 && addr - s->start > 1 << 20' \
+		-ex run -ex "shell kill -USR1 $started" -ex 'call (int)usleep(2000000)' \
+		-ex 'shell cat giveback.out' -ex continue \
+		--args "$UFFD_SNAP" snapshot -q --no-hold "$started" -o g.usnap >gdb.out 2>&1 </dev/null
+	grep -qx freed gdb.out || fail "nothing was freed: $(cat gdb.out)"
+	same "$what: torn attempts" "$(stat_of g.usnap torn) $(stat_of g.usnap torn_reason)" '0 null'
+	usnap verify -q g.usnap
+	kill -KILL "$started"
+	wait "$started" 2>/dev/null || true
+}
+
 all() {
 	first_time "$(times 2 100)" all "$(times 16M 128M)"
 	first_time "$more" malloc "$(times 16M 128M)"
@@ -87,6 +103,7 @@ allocator glibc ''
 for kind in munmap mremap dontneed free fixed brk; do
 	first_time "$more" "$kind" "$(times 8M 128M)"
 done
+meanwhile
 all
 allocator jemalloc libjemalloc.so.2 MALLOC_CONF=dirty_decay_ms:0,muzzy_decay_ms:0
 all

@@ -36,6 +36,8 @@ wait_until 20 grep -qE '^VmFlags.* uw' "/proc/$started/smaps"
 sleep 0.2
 kill -USR1 "$started"
 wait $snapshot
+wait_until 60 grep -qx 'ok\|failed' joinwork.out
+kill -TERM "$started"
 wait "$started" || fail "a thread that has ended is waited for: $(cat joinwork.out)"
 
 # Of the process without rseq(2): what nobody was told of at T0 is not in the image.

@@ -1,7 +1,7 @@
 /*
- * giveback MIB [END]: so much memory from malloc(), in blocks of 256 KiB.
- * Freed at SIGUSR1, all at once: "freed", then. At SIGUSR2 it ends instead, by
- * END: return, _exit or exec (of true(1)).
+ * giveback MIB [END|half]: so much memory from malloc(), in blocks of 256 KiB.
+ * Freed at SIGUSR1, all at once, or the later half of it: "freed", then. At
+ * SIGUSR2 it ends instead, by END: return, _exit or exec (of true(1)).
  */
 #include <malloc.h>
 #include <signal.h>
@@ -43,7 +43,7 @@ int main(int argc, char **argv)
 			execl("/bin/true", "true", (char *)NULL);
 		return 0;
 	}
-	for (size_t i = 0; blocks && i < n; i++)
+	for (size_t i = argc > 2 && strcmp(argv[2], "half") == 0 ? n / 2 : 0; blocks && i < n; i++)
 		free(blocks[i]);
 	malloc_trim(0);
 	puts("freed");

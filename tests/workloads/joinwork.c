@@ -2,7 +2,8 @@
  * joinwork: threads that start others and join them, all the time. Prints "ready"; at SIGTERM what
  * each has done, and whether one still waits for a thread that has ended.
  *
- * joinwork late: one thread that ends at SIGUSR1 and has not written to its stack since "ready".
+ * joinwork late: one thread that ends at SIGUSR1 and has not written to its stack since "ready". It
+ * says at once whether the thread could be joined, and stays until SIGTERM.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -71,6 +72,7 @@ static int late(sigset_t *set)
 	int sig;
 
 	sigaddset(set, SIGUSR1);
+	sigaddset(set, SIGTERM);
 	pthread_sigmask(SIG_BLOCK, set, NULL);
 	if (pthread_create(&tid, NULL, end_late, NULL))
 		return 1;
@@ -91,6 +93,11 @@ static int late(sigset_t *set)
 	until.tv_sec += PATIENCE;
 	int r = pthread_timedjoin_np(tid, NULL, &until);
 	printf("%s\n", r ? "failed" : "ok");
+	fflush(stdout);
+	/* A snapshot of it may still be under way. */
+	sigemptyset(set);
+	sigaddset(set, SIGTERM);
+	sigwait(set, &sig);
 	return r != 0;
 }
 
