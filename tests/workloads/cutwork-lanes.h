@@ -226,16 +226,19 @@ static void publish(struct lane_run *r, uint64_t n)
 	r->n = n;
 }
 
-/* Notes how long the owner did not come here. */
-static void lane_tick(struct lane_run *r)
+/* Notes how long the owner did not come here, up to an instant of CLOCK_MONOTONIC. */
+static void lane_tick_at(struct lane_run *r, uint64_t now)
 {
-	uint64_t now = clock_ns();
-
 	if (r->stamp_ns && now - r->stamp_ns > r->longest_ns) {
 		r->longest_ns = now - r->stamp_ns;
 		r->longest_at_ns = now;
 	}
 	r->stamp_ns = now;
+}
+
+static void lane_tick(struct lane_run *r)
+{
+	lane_tick_at(r, clock_ns());
 }
 
 /* --- one number ------------------------------------------------------------- */

@@ -86,8 +86,9 @@ static int gap_write(const char *path)
 #define FORK_POISON 0xdeadbeefdeadbeefull
 
 /* In the child: our lane reads as we left it, and our copies of everybody's
- * pages can be written without anybody noticing. Async-signal-safe. */
-static void fork_child(struct lane_run *r, uint64_t seed)
+ * pages can be written without anybody noticing. *over_ns is when it has done
+ * that. Async-signal-safe. */
+static void fork_child(struct lane_run *r, uint64_t seed, uint64_t *over_ns)
 {
 	struct cut_lane *l = r->lane;
 
@@ -108,6 +109,7 @@ static void fork_child(struct lane_run *r, uint64_t seed)
 				_exit(2);
 		}
 	}
+	*over_ns = clock_ns();
 	_exit(0);
 }
 
@@ -131,6 +133,8 @@ static void *fork_thread(void *arg)
 	struct forker *f = arg;
 	char *argv[] = {(char *)"true", NULL};
 	uint64_t seed = 1;
+	uint64_t *over_ns =
+		map_memory(CUT_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1);
 
 	while (!stopping()) {
 		pid_t pid;
@@ -141,11 +145,17 @@ static void *fork_thread(void *arg)
 		if (f->fork && (seed++ % 2 || !f->spawn)) {
 			pid = fork();
 			if (!pid)
-				fork_child(f->run, seed);
+				fork_child(f->run, seed, over_ns);
 			if (pid < 0)
 				violation("fork: %s", strerror(errno));
 			else
 				wait_for(pid, "forked child");
+			/* That a child gives gigabytes back, when it ends, keeps nobody waiting but
+			 * who waits for that. */
+			if (pid > 0) {
+				lane_tick_at(f->run, *over_ns);
+				f->run->stamp_ns = clock_ns();
+			}
 		} else if (f->spawn) {
 			int r = posix_spawn(&pid, "/bin/true", NULL, NULL, argv, environ);
 
