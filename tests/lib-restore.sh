@@ -92,9 +92,10 @@ restore_again() {
 one_case() {
 	local program=$1 name=$2 pid g n
 	: >go
-	# The restored process is nobody's child: so is its group a group of its own.
-	setsid -f bash -c 'echo $$ >pid && exec "$0" "$1"' "$WORKLOADS/$program" "$name" \
-		>log 2>&1 </dev/null
+	# The restored process is nobody's child: so is its group a group of its own. It begins when its
+	# parent has ended: some ask to be told of that.
+	setsid -f bash -c 'while read -r comm 2>/dev/null </proc/$PPID/comm && [ "$comm" = setsid ]; do :; done
+		echo $$ >pid && exec "$0" "$1"' "$WORKLOADS/$program" "$name" >log 2>&1 </dev/null
 	if ! within 60 test -s pid; then
 		why="not started: $(cat log)"
 		return 1

@@ -14,6 +14,7 @@ same 'required, not ok' "$(jq -c '[.checks[] | select(.required and .state != "o
 sleep 60 &
 target=$!
 adopt $target
+wait_until 20 grep -qx sleep /proc/$target/comm
 exits 0 usnap check $target
 says out "process $target (sleep)"
 exits 1 usnap check 2

@@ -48,6 +48,7 @@ usnap restore - </dev/null >out 2>err || got=$?
 sleep 1000 &
 pid=$!
 adopt $pid
+wait_until 20 grep -qx sleep /proc/$pid/comm
 usnap snapshot -q $pid -o sleep.usnap
 exits 1 usnap restore --dry-run --same-pid sleep.usnap
 says out "PID $pid is in use (sleep)"
