@@ -4,6 +4,11 @@
  * a block only while more than a quarter are free, so that under a slow
  * output the target's faults are served before pages nobody waits for.
  *
+ * Where nearly all pages are in the parent already, compress threads are faster
+ * than the sweep: woken for every block they would sleep and wake all the time,
+ * which costs more than their work. So a few blocks are left to come together;
+ * whoever waits, for a block or for all of them, does not wait for that.
+ *
  * The fault thread never blocks here: it polls, and an eventfd tells it when
  * to try again. The flag "hungry" says that it wants to be told.
  */
@@ -21,13 +26,16 @@
 #include "common/util.h"
 
 #define CANCEL_NS 100000000
+/* Filled blocks that a sleeping compress thread is woken for. */
+#define WAKE_BLOCKS 8
 
 struct pool {
 	pthread_mutex_t lock;
 	pthread_cond_t has_free, has_filled, is_idle;
 	struct block *free_list, *filled_head, **filled_tail;
-	size_t nr_blocks, nr_free, reserve, nr_busy; /* busy: filled or being compressed */
-	bool hungry, failed, stopping;
+	size_t nr_blocks, nr_free, reserve, nr_filled;
+	size_t nr_busy; /* filled or being compressed */
+	bool hungry, failed, draining, stopping;
 	_Atomic int error;
 	_Atomic uint64_t nr_pages;
 	int event_fd;
@@ -71,6 +79,7 @@ static void *compress_thread(void *arg)
 		if (!b)
 			break;
 		p->filled_head = b->next;
+		p->nr_filled--;
 		if (!p->filled_head)
 			p->filled_tail = &p->filled_head;
 		if (r == 0)
@@ -156,6 +165,8 @@ struct block *pool_get(struct pool *p)
 	struct block *b = NULL;
 
 	pthread_mutex_lock(&p->lock);
+	if (p->nr_free <= p->reserve)
+		pthread_cond_broadcast(&p->has_filled);
 	while (p->nr_free <= p->reserve && !p->failed && !(p->cancel && *p->cancel)) {
 		struct timespec until;
 
@@ -176,10 +187,12 @@ struct block *pool_try_get(struct pool *p)
 	struct block *b = NULL;
 
 	pthread_mutex_lock(&p->lock);
-	if (p->nr_free)
+	if (p->nr_free) {
 		b = pop_free(p);
-	else
+	} else {
 		p->hungry = true;
+		pthread_cond_broadcast(&p->has_filled);
+	}
 	pthread_mutex_unlock(&p->lock);
 	return b;
 }
@@ -198,7 +211,8 @@ void pool_put(struct pool *p, struct block *b)
 		*p->filled_tail = b;
 		p->filled_tail = &b->next;
 		p->nr_busy++;
-		pthread_cond_signal(&p->has_filled);
+		if (++p->nr_filled >= WAKE_BLOCKS || p->nr_free <= p->reserve || p->draining)
+			pthread_cond_signal(&p->has_filled);
 	} else {
 		give_back(p, b);
 	}
@@ -208,8 +222,11 @@ void pool_put(struct pool *p, struct block *b)
 int pool_drain(struct pool *p)
 {
 	pthread_mutex_lock(&p->lock);
+	p->draining = true;
+	pthread_cond_broadcast(&p->has_filled);
 	while (p->nr_busy)
 		pthread_cond_wait(&p->is_idle, &p->lock);
+	p->draining = false;
 	int r = p->error;
 	pthread_mutex_unlock(&p->lock);
 	return r;
