@@ -452,6 +452,48 @@ static int attempts(struct capture *c, struct usnap_err *err)
 	}
 }
 
+/* Everything is saved: its way into the image, and the index, take as long as letting go of the
+ * target does, and need nothing of it. */
+struct ending {
+	struct capture *c;
+	pthread_t tid;
+	bool running;
+	struct usnap_err err;
+	int r;
+};
+
+static void *ending_thread(void *arg)
+{
+	struct ending *e = arg;
+	struct capture *c = e->c;
+	int r = pool_drain(c->pool);
+	/* The writer has the words for its failure. */
+	int f = image_writer_flush(c->writer, &e->err);
+
+	e->r = f < 0 ? f : r < 0 ? usnap_fail_errno(&e->err, r, "cannot compress the pages") : 0;
+	if (e->r == 0) {
+		ghost_drop(c);
+		e->r = image_writer_index(c->writer, &e->err);
+	}
+	return NULL;
+}
+
+static void ending_start(struct ending *e)
+{
+	e->running = pthread_create(&e->tid, NULL, ending_thread, e) == 0;
+}
+
+static int ending_join(struct ending *e, struct usnap_err *err)
+{
+	if (e->running)
+		pthread_join(e->tid, NULL);
+	else
+		ending_thread(e); /* one thread more could not be had */
+	if (e->r < 0 && err && !err->code)
+		*err = e->err;
+	return e->r;
+}
+
 static void capture_free(struct capture *c)
 {
 	pool_free(c->pool);
@@ -545,15 +587,13 @@ int capture_run(struct capture **ret, struct target *target, struct image_writer
 		r = attempts(c, err);
 	if (r < 0)
 		tracees_release(&c->tracees, c->target);
+	struct ending ending = {.c = c};
+	if (r == 0)
+		ending_start(&ending);
 	detach(c);
+	if (r == 0)
+		r = ending_join(&ending, err);
 	if (r == 0) {
-		r = pool_drain(c->pool);
-		/* The writer has the words for its failure. */
-		int f = image_writer_flush(writer, err);
-		r = f < 0 ? f : r < 0 ? usnap_fail_errno(err, r, "cannot compress the pages") : 0;
-	}
-	if (r == 0) {
-		ghost_drop(c);
 		cleanup_free char *stats = capture_stats_json(c);
 		r = stats ? image_writer_commit(writer, stats, strlen(stats), err)
 			  : usnap_fail_errno(err, -ENOMEM, "cannot write the statistics");

@@ -70,7 +70,7 @@ struct image_writer {
 	struct image_writer_stats stats;
 	struct usnap_err failure;
 	atomic_int failed; /* failure.code, to be read without the lock */
-	bool begun, closing, committed;
+	bool begun, closing, indexed, committed;
 	bool seeded; /* the index's seed was given */
 
 	pthread_mutex_t io_lock;
@@ -403,7 +403,7 @@ int image_writer_begin(struct image_writer *w, struct usnap_err *err)
 	if (w->tar.sink.rewindable)
 		w->next_segment = 0;
 	w->begun = true;
-	w->committed = false;
+	w->indexed = w->committed = false;
 	pthread_mutex_unlock(&w->lock);
 
 	pthread_mutex_lock(&w->io_lock);
@@ -444,7 +444,7 @@ int image_writer_member(struct image_writer *w, const char *name, const void *bu
 
 	if (r < 0)
 		return r;
-	if (!w->begun || w->committed || !*name || strlen(name) > FORMAT_MAX_NAME ||
+	if (!w->begun || w->indexed || !*name || strlen(name) > FORMAT_MAX_NAME ||
 	    len > FORMAT_MAX_JSON || !strncmp(name, FORMAT_PAGES_DIR, strlen(FORMAT_PAGES_DIR)) ||
 	    !strcmp(name, FORMAT_INDEX) || !strcmp(name, FORMAT_COMMIT))
 		return usnap_fail_errno(err, -EINVAL, "cannot write '%s' into the image", name);
@@ -488,8 +488,18 @@ void image_writer_drop(struct image_writer *w, uint64_t addr, uint64_t len)
 	pthread_mutex_unlock(&w->lock);
 }
 
-int image_writer_commit(struct image_writer *w, const char *stats_json, size_t stats_len,
-			struct usnap_err *err)
+/* Once the encoders are done: index and base are ours alone. Needs io_lock. */
+static int write_index(struct image_writer *w, struct usnap_err *err)
+{
+	int r = w->indexed ? 0 : pageindex_finish(&w->index, err);
+
+	if (r == 0 && !w->indexed)
+		r = commit_write_index(&w->tar, &w->index, w->id, w->base.p, err);
+	w->indexed = r == 0;
+	return r;
+}
+
+int image_writer_index(struct image_writer *w, struct usnap_err *err)
 {
 	struct usnap_err failure = {0};
 	int r = image_writer_flush(w, err);
@@ -499,14 +509,25 @@ int image_writer_commit(struct image_writer *w, const char *stats_json, size_t s
 	if (!w->begun || w->committed || !w->id_text[0])
 		return usnap_fail(err, -EINVAL, "cannot commit the image: it has no '%s'",
 				  FORMAT_SNAPSHOT);
-	/* The encoders are done: index and base are ours alone from here on. */
-	r = pageindex_finish(&w->index, err);
+	pthread_mutex_lock(&w->io_lock);
+	r = write_index(w, &failure);
+	pthread_mutex_unlock(&w->io_lock);
+	if (r < 0)
+		writer_fail(w, &failure);
+	report(w, err);
+	return r;
+}
+
+int image_writer_commit(struct image_writer *w, const char *stats_json, size_t stats_len,
+			struct usnap_err *err)
+{
+	struct usnap_err failure = {0};
+	int r = image_writer_index(w, err);
+
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&w->io_lock);
-	r = commit_write_index(&w->tar, &w->index, w->id, w->base.p, &failure);
-	if (r == 0)
-		r = tarball_member(&w->tar, FORMAT_STATS, stats_json, stats_len, &failure);
+	r = tarball_member(&w->tar, FORMAT_STATS, stats_json, stats_len, &failure);
 	if (r == 0)
 		r = commit_write(&w->tar, &w->index, w->id_text, &failure);
 	w->committed = r == 0;

@@ -89,8 +89,13 @@ void image_writer_get_stats(struct image_writer *w, struct image_writer_stats *r
 /* After image_writer_flush(): the pages given at [addr, addr + len) are not to be in the index. */
 void image_writer_drop(struct image_writer *w, uint64_t addr, uint64_t len);
 
-/* Writes index.zst, stats.json and commit.json and ends the archive. Making
- * the file durable and naming it is the caller's (image/output.h). */
+/* Writes index.zst, once everything else but stats.json is there: nothing may be given or dropped
+ * any more. Any one thread may call it instead of the controlling one, which then calls nothing
+ * until it has returned. */
+int image_writer_index(struct image_writer *w, struct usnap_err *err);
+
+/* Writes index.zst unless image_writer_index() did, stats.json and commit.json and ends the
+ * archive. Making the file durable and naming it is the caller's (image/output.h). */
 int image_writer_commit(struct image_writer *w, const char *stats_json, size_t stats_len,
 			struct usnap_err *err);
 
