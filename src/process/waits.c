@@ -122,8 +122,9 @@ static bool clock_of_cpu(struct wait_clocks *clocks, int cpu, int64_t *ret_ahead
 		return false;
 	/* Having slept, we have been given the CPU a moment ago. */
 	nanosleep(&(struct timespec){.tv_nsec = 1000}, NULL);
-	uint64_t now = now_ns();
 	io_read_file_at(AT_FDCWD, "/proc/thread-self/sched", KIB(64), &sched, NULL);
+	/* Afterwards: what comes between makes a wait seem shorter, never longer than it was. */
+	uint64_t now = now_ns();
 	uint64_t then = parse_exec_start(sched);
 	sched_setaffinity(0, sizeof(before), &before);
 	*ret_ahead = (int64_t)(now - then);
