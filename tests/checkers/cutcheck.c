@@ -146,10 +146,19 @@ static void pause_ms(long ms)
 	nanosleep(&ts, NULL);
 }
 
-/* Keeps the pages of the first lane of which the process writes one. */
+/* The last number of the first lane. */
+static uint64_t first_count(const struct process *p, const struct cut_header *h)
+{
+	struct cut_counter c;
+
+	return pread(p->fd, &c, sizeof(c), (off_t)h->pub_counters) == sizeof(c) ? c.n : 0;
+}
+
+/* Keeps the first pages of the first lane, until the process has written to each. */
 static int take_stale(struct process *p, pid_t pid, uint64_t header)
 {
 	struct cut_header h;
+	uint64_t before;
 
 	if (pread(p->fd, &h, sizeof(h), (off_t)header) != sizeof(h) || h.magic != CUT_MAGIC)
 		return -1;
@@ -159,7 +168,9 @@ static int take_stale(struct process *p, pid_t pid, uint64_t header)
 	if (!p->stale ||
 	    pread(p->fd, p->stale, p->stale_len, (off_t)p->stale_addr) != (ssize_t)p->stale_len)
 		return -1;
-	pause_ms(200);
+	before = first_count(p, &h);
+	for (int i = 0; i < 600 && first_count(p, &h) < before + h.lanes[0].nr_slots; i++)
+		pause_ms(50);
 	if (kill(pid, SIGSTOP))
 		return -1;
 	pause_ms(50);

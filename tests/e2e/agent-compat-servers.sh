@@ -100,7 +100,7 @@ pg_ctl -D data -l log -w start >started
 echo start \$?
 psql -h "\$PWD" -U me -d postgres -X -a -f $place/session.sql
 echo psql \$?
-pg_ctl -D data -w stop -m fast
+pg_ctl -D data -w stop -m fast >stopped
 echo stop \$?
 sed 's/PID [0-9]*/PID N/; s/[0-9]\+\.[0-9]\+ s/N s/g; s/at [0-9: -]\+UTC/at T/' log | grep -v 'checkpoint complete\|checkpoint starting'
 END

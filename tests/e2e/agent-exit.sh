@@ -11,11 +11,11 @@ snapshot_of_the_dying() {
 	local pid snapshot
 	start_workload giveback 48 "$1"
 	pid=$started
-	usnap snapshot -q --rate 48M "$pid" -o e.usnap 2>err &
+	usnap snapshot -q --rate 12M "$pid" -o e.usnap 2>err &
 	snapshot=$!
 	adopt $snapshot
 	wait_until 20 grep -qE '^VmFlags.* uw' "/proc/$pid/smaps"
-	sleep 0.3
+	sleep 1
 	kill -USR2 "$pid"
 	status=0
 	wait $snapshot || status=$?

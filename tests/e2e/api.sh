@@ -153,7 +153,7 @@ lines killed.again 'end restored'
 work fail fail fail.usnap
 says fail.out "-125 cannot open directory 'missing/directory': No such file or directory"
 says fail.out "-125 cannot open 'missing.usnap': No such file or directory"
-says fail.out 'not done within 1 s; no image was written, it runs on'
+says fail.out 'not done within 4 s; no image was written, it runs on'
 says fail.out '-2 cannot find the command uffd-snap'
 [ ! -e fail.usnap ] || fail "there is an image"
 
@@ -187,6 +187,7 @@ exits 1 usnap snapshot $$ -o x.usnap --sync-fd 0
 says err 'cannot use descriptor 0 of --sync-fd: it is not a socket'
 sleep 1000 &
 adopt $!
+wait_until 20 grep -qx sleep "/proc/$!/comm"
 cat >step.py <<-'END'
 	import os, socket, subprocess, sys
 	def run(answers, want):

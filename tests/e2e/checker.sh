@@ -8,8 +8,7 @@ for args in '' '--mode mix --kernel-writes' '--backing mix --threads 5' '--disca
 	work_start --size 64M $args
 	exits 1 "$CHECKERS/cutcheck" --pid "$work_pid" "$header"
 	says out violation
-	kill -STOP "$work_pid"
-	sleep 0.1
+	halt "$work_pid"
 	exits 0 "$CHECKERS/cutcheck" --pid "$work_pid" "$header"
 	says_not out violation
 	kill -CONT "$work_pid"

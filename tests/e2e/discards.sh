@@ -30,7 +30,8 @@ discards() {
 		fi
 	done
 	untouched "$work_pid" "$before"
-	work_end
+	# While they are held, its threads wait for as long as the copy takes.
+	if [ $held -eq 0 ]; then work_end; else work_over; fi
 	printf '%-10s %d snapshots, %d torn attempts, %d held; --no-hold: %d of %d failed\n' "$kind" \
 		"$n" "$torn" "$held" "$failed" "$n"
 }

@@ -11,9 +11,13 @@ work_start --size "$(times 96M 256M)" --kernel-writes --signals --sleepers --sta
 before=$(outside "$work_pid")
 threads=$(threads_of "$work_pid")
 
-"$WORKLOADS/runstat" whole.json "$UFFD_SNAP" snapshot -q "$work_pid" -o to/whole.usnap
-rm to/whole.usnap
-us=$(($(jq .ns whole.json) / 1000))
+us=0
+for i in 1 2 3; do
+	"$WORKLOADS/runstat" whole.json "$UFFD_SNAP" snapshot -q "$work_pid" -o to/whole.usnap
+	rm to/whole.usnap
+	took=$(($(jq .ns whole.json) / 1000))
+	[ $i -gt 1 ] && [ $us -le $took ] || us=$took
+done
 
 RANDOM=${SEED:-4711}
 echo "SEED=${SEED:-4711}, one snapshot takes $us us"

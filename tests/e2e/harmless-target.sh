@@ -53,7 +53,7 @@ for ((i = 0; i < n; i++)); do
 	usnap snapshot -q "$pid" -o to/x.usnap 2>err || got=$?
 	judged $got
 	failed=$((failed + got))
-	wait_until 10 eval "tr '\\0' ' ' </proc/$pid/cmdline | grep -q quiet"
+	wait_until 20 eval '[ "$(grep -c ^ready oddproc.out)" -eq 2 ]'
 	untouched "$pid" "$(outside "$pid" | sed 's/^tracer .*/tracer 0/; s/^registered .*/registered 0/')"
 	kill -KILL "$pid"
 	wait "$pid" 2>/dev/null || true
@@ -63,8 +63,7 @@ echo "exec: $failed of $n snapshots failed"
 # Stopped before: still stopped after, and as it was when it goes on.
 work_start --size 64M --signals --sleepers
 before=$(outside "$work_pid")
-kill -STOP "$work_pid"
-sleep 0.1
+halt "$work_pid"
 usnap snapshot -q "$work_pid" -o to/x.usnap
 consistent to/x.usnap
 rm to/x.usnap
@@ -93,7 +92,7 @@ kill $stopper
 wait $stopper 2>/dev/null || true
 kill -CONT "$work_pid"
 untouched "$work_pid" "$before"
-work_end
+work_over
 
 # A thread that waits for a vfork()ed child cannot be stopped; the others must not pay for it.
 odd vfork

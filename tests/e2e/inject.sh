@@ -43,7 +43,7 @@ for kind in munmap malloc fixed; do
 	done
 	same "$kind: code of libc" "$(libc_code "$work_pid")" "$code"
 	untouched "$work_pid" "$before"
-	work_end
+	work_over # gdb has stopped it
 	printf '%-7s %d snapshots, %d torn attempts, %d discards held back\n' $kind "$n" $torn $asks
 done
 
@@ -68,6 +68,5 @@ done
 usnap snapshot -q "$work_pid" -o d.usnap
 consistent d.usnap
 same 'traces in the process' "$(traces "$work_pid")" 0
-kill -TERM "$work_pid"
-wait "$work_pid" || fail "the workload was disturbed: $(cat cutwork.err cutwork.out)"
+work_over
 echo "killed: $left times something was left for the next one"

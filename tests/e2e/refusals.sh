@@ -105,7 +105,8 @@ fi
 work_start --size 64M
 before=$(outside "$work_pid")
 _registered() { grep -qE '^VmFlags.* (um|uw)( |$)' "/proc/$work_pid/smaps"; }
-usnap snapshot -q "$work_pid" -o first.usnap 2>first.err &
+# Slow enough to be met at its work.
+usnap snapshot -q --rate 16M "$work_pid" -o first.usnap 2>first.err &
 first=$!
 adopt $first
 wait_until 20 _registered

@@ -323,11 +323,8 @@ static int sleep_select(struct sleeper *s)
 static int sleep_epoll(struct sleeper *s)
 {
 	struct epoll_event e;
-	static int ep = -1;
 
-	if (ep < 0)
-		ep = epoll_create1(EPOLL_CLOEXEC);
-	return epoll_wait(ep, &e, 1, SLEEP_MS);
+	return epoll_wait(s->fd[0], &e, 1, SLEEP_MS);
 }
 
 static int sleep_sigtimedwait(struct sleeper *s)
@@ -350,6 +347,9 @@ static void *feed_thread(void *arg)
 		if (write(s->fd[1], &c, 1) != 1)
 			violation("cannot feed the reader: %s", strerror(errno));
 	}
+	/* The last one may have been read just before. */
+	if (write(s->fd[1], &c, 1) != 1)
+		violation("cannot feed the reader: %s", strerror(errno));
 	return NULL;
 }
 

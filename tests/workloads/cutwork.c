@@ -389,7 +389,9 @@ static void start_roles(unsigned nr_discarders)
 		start(signal_sender_thread, NULL);
 	}
 	for (unsigned i = 0; i < NR_SLEEPERS && opt.sleepers; i++) {
-		if (pipe2(sleepers[i].fd, O_CLOEXEC))
+		if (sleepers[i].sleep == sleep_epoll)
+			sleepers[i].fd[0] = epoll_create1(EPOLL_CLOEXEC);
+		else if (pipe2(sleepers[i].fd, O_CLOEXEC))
 			fatal("make a pipe");
 		start(sleeper_thread, &sleepers[i]);
 		if (sleepers[i].sleep == sleep_read)

@@ -473,7 +473,7 @@ static int idle(void)
 
 static void be_slow(void *arg)
 {
-	const struct timespec t = {1, 500000000};
+	const struct timespec t = {5, 0};
 
 	while (clock_nanosleep(CLOCK_MONOTONIC, 0, &t, NULL))
 		;
@@ -506,7 +506,7 @@ static int fail(const char *image)
 	wrong.parent = "missing.usnap";
 	expect(&wrong, -ECANCELED);
 	wrong = o;
-	wrong.timeout_s = 1;
+	wrong.timeout_s = 4;
 	usnap_on(USNAP_BEFORE_FREEZE, be_slow, NULL);
 	usnap_on(USNAP_AFTER_FREEZE, leave_trail, "a");
 	expect(&wrong, -ECANCELED);
