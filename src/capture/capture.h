@@ -10,6 +10,7 @@
 #ifndef USNAP_CAPTURE_CAPTURE_H
 #define USNAP_CAPTURE_CAPTURE_H
 
+#include <jansson.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -43,6 +44,10 @@ struct capture_options {
 	int (*before_freeze)(void *arg, struct usnap_err *err);
 	void (*after_freeze)(void *arg);
 	void *freeze_arg;
+	/* Sees process.json before it is written, while the target stands still with kill; a failure ends
+	 * the snapshot. May be NULL. */
+	int (*judge)(void *arg, const json_t *process, struct usnap_err *err);
+	void *judge_arg;
 	bool by_itself; /* the target has asked for it: the caller is no child that it would miss */
 };
 

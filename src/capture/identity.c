@@ -100,8 +100,12 @@ int identity_write_state(struct capture *c, struct usnap_err *err)
 		return r;
 	if (c->excluded.n)
 		json_object_set_new(j, "excluded", exclude_json(c));
-	cleanup_free char *text = json_dumps(j, JSON_INDENT(1));
+	if (c->options.judge)
+		r = c->options.judge(c->options.judge_arg, j, err);
+	cleanup_free char *text = r < 0 ? NULL : json_dumps(j, JSON_INDENT(1));
 	json_decref(j);
+	if (r < 0)
+		return r;
 	if (!text)
 		return usnap_fail_errno(err, -ENOMEM, "cannot write the state of process %d",
 					c->target->pid);

@@ -48,20 +48,25 @@ void capture_tear(struct capture *c, const char *fmt, ...)
 	pool_fail(c->pool);
 }
 
-void capture_fail(struct capture *c, int code, const char *fmt, ...)
+static void fail_as(struct capture *c, const struct usnap_err *why)
 {
-	va_list ap;
-
 	pthread_mutex_lock(&c->state_lock);
-	if (!c->failure.code) {
-		c->failure.code = code;
-		va_start(ap, fmt);
-		vsnprintf(c->failure.text, sizeof(c->failure.text), fmt, ap);
-		va_end(ap);
-	}
+	if (!c->failure.code)
+		c->failure = *why;
 	atomic_store(&c->failed, true);
 	pthread_mutex_unlock(&c->state_lock);
 	pool_fail(c->pool);
+}
+
+void capture_fail(struct capture *c, int code, const char *fmt, ...)
+{
+	struct usnap_err why = {.code = code};
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(why.text, sizeof(why.text), fmt, ap);
+	va_end(ap);
+	fail_as(c, &why);
 }
 
 const struct capture_stats *capture_get_stats(const struct capture *c)
@@ -235,7 +240,7 @@ static int preserve(struct capture *c, struct usnap_err *err)
 	if (r == 0)
 		r = identity_write_state(c, &why);
 	if (r < 0)
-		capture_fail(c, r, "%s", why.text);
+		fail_as(c, &why);
 	supervise(c);
 	end_preserve(c);
 	c->stats.preserve_ns = now_ns() - start;
@@ -258,8 +263,10 @@ static int hold(struct capture *c, struct usnap_err *err)
 			usnap_fail_errno(err, r, "cannot read the mappings of process %d",
 					 c->target->pid);
 	}
-	if (r < 0)
-		capture_fail(c, r, "%s", err && err->code ? err->text : "cannot write the image");
+	if (r < 0) {
+		usnap_fail(err, r, "cannot write the image"); /* unless it is known better */
+		fail_as(c, err);
+	}
 	end_preserve(c);
 	if (r < 0 || c->torn || !c->options.kill)
 		tracees_release(&c->tracees, c->target);

@@ -7,6 +7,7 @@
 
 #include "cli/cli.h"
 #include "cli/msg.h"
+#include "cli/obstacle.h"
 #include "cli/refs.h"
 #include "cli/show.h"
 #include "common/util.h"
@@ -41,8 +42,8 @@ static json_t *member(struct usnap_image *img, const char *name)
 static void load_row(struct row *row, const char *path)
 {
 	struct usnap_image *img = usnap_image_new();
-	json_t *stats = NULL, *process = NULL, *v;
-	size_t i;
+	json_t *stats = NULL, *process = NULL;
+	struct obstacle o;
 
 	if (img && usnap_image_open(img, path) == 0) {
 		stats = member(img, "stats.json");
@@ -53,11 +54,7 @@ static void load_row(struct row *row, const char *path)
 		row->pause_ns = (uint64_t)json_integer_value(json_object_get(stats, "pause_ns"));
 		row->memory_bytes = (uint64_t)json_integer_value(
 			json_object_get(json_object_get(stats, "bytes"), "populated"));
-		json_array_foreach (json_object_get(process, "limits_of_restore"), i, v) {
-			const char *how = json_string_value(json_object_get(v, "severity"));
-
-			row->obstacles += how && !strcmp(how, "refuse");
-		}
+		row->obstacles = obstacle_find(process, NULL, NULL, &o) ? o.nr : 0;
 	}
 	json_decref(stats);
 	json_decref(process);

@@ -13,12 +13,12 @@
 #include "cli/cli.h"
 #include "cli/cmd_restore.h"
 #include "cli/msg.h"
+#include "cli/obstacle.h"
 #include "cli/refs.h"
 #include "cli/restore_agent.h"
 #include "cli/show.h"
 #include "common/io.h"
 #include "common/util.h"
-#include "restore/kinds.h"
 
 enum {
 	MAX_THREADS = 256,
@@ -327,23 +327,14 @@ static int parse_fd(struct restore_args *a, char *text)
 
 static int parse_ignore(struct restore_args *a, const char *kind)
 {
-	char list[1024] = "";
+	int code = obstacle_check_kind(kind);
 
-	if (kind_is_known(kind)) {
-		if (a->o.nr_ignore == MAX_GIVEN)
-			return cli_usage_error(&cmd_restore, "cannot use more than %d --ignore",
-					       MAX_GIVEN);
-		a->ignore[a->o.nr_ignore++] = kind;
-		return EXIT_DONE;
-	}
-	for (const char *const *k = kinds; *k; k++) {
-		size_t len = strlen(list);
-
-		snprintf(list + len, sizeof(list) - len, "%s%s", len ? " " : "", *k);
-	}
-	/* Longer than a hint can be. */
-	msg_error("cannot ignore '%s': no such kind; there are %s", kind, list);
-	return EXIT_USAGE;
+	if (code != EXIT_DONE)
+		return code;
+	if (a->o.nr_ignore == MAX_GIVEN)
+		return cli_usage_error(&cmd_restore, "cannot use more than %d --ignore", MAX_GIVEN);
+	a->ignore[a->o.nr_ignore++] = kind;
+	return EXIT_DONE;
 }
 
 static int run_parsed(struct restore_args *a, const char *image, const char *store)
@@ -502,7 +493,7 @@ const struct cli_command cmd_restore = {
 		"      --dry-run        say what would be done, and what cannot be\n"
 		"      --fd N=PATH      open PATH for descriptor N; 'inherit': the own one\n"
 		"      --ignore KIND    go on although this cannot come back\n"
-		"      --allow-changed-files  accept mapped files that have changed\n"
+		"      --allow-changed-files  accept mapped and open files that have changed\n"
 		"      --threads N      threads that decompress (default: one per CPU)\n"
 		"      --store DIR      the store, if not the usual one\n"
 		"      --pidfile FILE   write the PID of the process into FILE\n"

@@ -21,6 +21,7 @@
 
 #include <jansson.h>
 
+#include "cli/obstacle.h"
 #include "common/err.h"
 #include "store/store.h"
 
@@ -86,15 +87,10 @@ enum {
 	RUN_AGE_MAX = 32
 };
 
-/* Why an image does not come back by itself: as of limits_of_restore[]. */
-struct run_obstacle {
-	char kind[64], detail[256];
-};
-
 /* The caller has the reference; NULL: it cannot be read. */
 json_t *run_image_member(const char *path, const char *member);
 /* The first that is not ignored. False also of an image that cannot be read: a restore says why. */
-bool run_image_obstacle(const struct run_args *a, const char *path, struct run_obstacle *ret);
+bool run_image_obstacle(const struct run_args *a, const char *path, struct obstacle *ret);
 /* "1d3h", "2m5s", "0.8 s" */
 void run_image_age(uint64_t ms, char ret[RUN_AGE_MAX]);
 

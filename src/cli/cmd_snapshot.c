@@ -9,6 +9,7 @@
 #include "capture/capture.h"
 #include "cli/cli.h"
 #include "cli/msg.h"
+#include "cli/obstacle.h"
 #include "cli/progress.h"
 #include "cli/snapshot_args.h"
 #include "cli/snapshot_dest.h"
@@ -46,6 +47,30 @@ struct snapshot {
 	struct snapshot_sync sync;
 };
 
+static bool is_ignored(const void *arg, const char *kind)
+{
+	const struct snapshot_args *a = arg;
+
+	for (size_t i = 0; i < a->nr_ignore; i++)
+		if (!strcmp(a->ignore[i], kind))
+			return true;
+	return false;
+}
+
+/* An image that nobody can start again is no reason to end a process. */
+static int judge(void *arg, const json_t *process, struct usnap_err *err)
+{
+	const struct snapshot *s = arg;
+	struct obstacle o;
+
+	if (!obstacle_find(process, is_ignored, s->args, &o))
+		return 0;
+	usnap_fail(err, -EOPNOTSUPP,
+		   "cannot end process %d, which could not be brought back: %s: %s%s",
+		   (int)s->run.pid, o.kind, o.detail, o.nr > 1 ? " (and more)" : "");
+	return usnap_hint(err, "--ignore %s ends it all the same, and is for restore then", o.kind);
+}
+
 static int capture(struct snapshot *s, struct usnap_err *err)
 {
 	const struct snapshot_args *a = s->args;
@@ -79,6 +104,8 @@ static int capture(struct snapshot *s, struct usnap_err *err)
 		.after_freeze = a->sync_fd >= 0 ? snapshot_sync_after : NULL,
 		.freeze_arg = &s->sync,
 		.by_itself = a->sync_fd >= 0,
+		.judge = a->kill ? judge : NULL,
+		.judge_arg = s,
 	};
 	if (r == 0)
 		r = capture_run(&s->capture, &s->target, s->writer, &co, err);

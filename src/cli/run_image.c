@@ -23,8 +23,9 @@ json_t *run_image_member(const char *path, const char *member)
 }
 
 /* "--ignore=children,device" among what restores get. */
-static bool is_ignored(const struct run_args *a, const char *kind)
+static bool is_ignored(const void *arg, const char *kind)
 {
+	const struct run_args *a = arg;
 	static const char option[] = "--ignore=";
 	size_t len = strlen(kind);
 
@@ -44,31 +45,11 @@ static bool is_ignored(const struct run_args *a, const char *kind)
 	return false;
 }
 
-/* Those a restore judges by the machine that it is on. */
-static bool is_judged_later(const char *kind)
+bool run_image_obstacle(const struct run_args *a, const char *path, struct obstacle *ret)
 {
-	return !strcmp(kind, "namespace") || !strcmp(kind, "pidfd");
-}
+	json_t *process = run_image_member(path, "process.json");
+	bool found = obstacle_find(process, is_ignored, a, ret);
 
-bool run_image_obstacle(const struct run_args *a, const char *path, struct run_obstacle *ret)
-{
-	json_t *process = run_image_member(path, "process.json"), *o;
-	bool found = false;
-	size_t i;
-
-	json_array_foreach (json_object_get(process, "limits_of_restore"), i, o) {
-		const char *kind = json_string_value(json_object_get(o, "what")),
-			   *detail = json_string_value(json_object_get(o, "detail")),
-			   *severity = json_string_value(json_object_get(o, "severity"));
-
-		if (!kind || !severity || strcmp(severity, "refuse") != 0 ||
-		    is_judged_later(kind) || is_ignored(a, kind))
-			continue;
-		snprintf(ret->kind, sizeof(ret->kind), "%s", kind);
-		snprintf(ret->detail, sizeof(ret->detail), "%s", detail ? detail : "");
-		found = true;
-		break;
-	}
 	json_decref(process);
 	return found;
 }

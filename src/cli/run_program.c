@@ -354,7 +354,7 @@ static enum outcome restore_one(const struct run_args *a, const char *ref, struc
 static bool is_unfit(const struct run_args *a, const char *dir, const char *ref, const char *file)
 {
 	cleanup_free char *path = NULL;
-	struct run_obstacle o;
+	struct obstacle o;
 
 	if (asprintf(&path, "%s/%s", dir, file) < 0)
 		path = NULL;

@@ -133,7 +133,7 @@ static void prune(struct run_service *s)
 static void warn_of_obstacle(struct run_service *s, const char *file)
 {
 	cleanup_fd int fd = messages(s), ours = -1;
-	struct run_obstacle o;
+	struct obstacle o;
 
 	if (!run_image_obstacle(s->args, file, &o) || !strcmp(o.kind, s->obstacle))
 		return;

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "cli/cli.h"
+#include "cli/obstacle.h"
 #include "common/util.h"
 #include "store/storetime.h"
 
@@ -33,6 +34,7 @@ enum {
 	OPT_RATE,
 	OPT_NO_HOLD,
 	OPT_KILL,
+	OPT_IGNORE,
 	OPT_SKIP_IF_BUSY,
 	OPT_TIMEOUT,
 	OPT_NICE,
@@ -64,6 +66,7 @@ static const struct option options[] = {
 	{"rate", required_argument, NULL, OPT_RATE},
 	{"no-hold", no_argument, NULL, OPT_NO_HOLD},
 	{"kill", no_argument, NULL, OPT_KILL},
+	{"ignore", required_argument, NULL, OPT_IGNORE},
 	{"skip-if-busy", no_argument, NULL, OPT_SKIP_IF_BUSY},
 	{"timeout", required_argument, NULL, OPT_TIMEOUT},
 	{"nice", required_argument, NULL, OPT_NICE},
@@ -101,6 +104,7 @@ const char snapshot_args_help[] =
 	"      --rate SIZE     bytes of memory to read and write in a second, at most\n"
 	"      --no-hold       fail rather than hold the threads while memory is copied\n"
 	"      --kill          stop the process at T0, end it once the image is complete\n"
+	"      --ignore KIND   with --kill: end it although this cannot come back\n"
 	"      --skip-if-busy  end well when another snapshot has the store's name\n"
 	"      --timeout TIME  give up after this long: 90, 5m, 1h30m\n"
 	"      --nice N        run at this niceness, 1 to 19\n"
@@ -236,6 +240,19 @@ static void set_text(int c, struct snapshot_args *a)
 	}
 }
 
+static int set_ignore(struct snapshot_args *a)
+{
+	int code = obstacle_check_kind(optarg);
+
+	if (code != EXIT_DONE)
+		return code;
+	if (a->nr_ignore == SNAPSHOT_MAX_IGNORE)
+		return cli_usage_error(&cmd_snapshot, "cannot use more than %d --ignore",
+				       SNAPSHOT_MAX_IGNORE);
+	a->ignore[a->nr_ignore++] = optarg;
+	return -1;
+}
+
 static int set(int c, char **argv, struct snapshot_args *a)
 {
 	switch (c) {
@@ -248,6 +265,8 @@ static int set(int c, char **argv, struct snapshot_args *a)
 	case OPT_KILL:
 		a->kill = true;
 		return -1;
+	case OPT_IGNORE:
+		return set_ignore(a);
 	case OPT_SKIP_IF_BUSY:
 		a->skip_if_busy = true;
 		return -1;
@@ -324,6 +343,10 @@ static int check(const struct snapshot_args *a)
 	if (a->kill && a->no_hold)
 		return cli_usage_error(&cmd_snapshot,
 				       "cannot use --no-hold with --kill, which stops the process");
+	if (a->nr_ignore && !a->kill)
+		return cli_usage_error(&cmd_snapshot,
+				       "cannot use --ignore without --kill: a process that runs on "
+				       "need not come back");
 	if (a->output && (a->store || a->name || a->full_every))
 		return cli_usage_error(&cmd_snapshot,
 				       "cannot use %s with -o, which is not the store",

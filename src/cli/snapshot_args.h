@@ -10,6 +10,10 @@
 
 #include "cli/names.h"
 
+enum {
+	SNAPSHOT_MAX_IGNORE = 64
+};
+
 struct snapshot_args {
 	struct names_query query; /* whom */
 	bool all; /* every process that fits, not just the only one */
@@ -26,6 +30,8 @@ struct snapshot_args {
 	uint64_t ghost_limit;
 	uint64_t rate_bytes_s; /* 0: as fast as can be */
 	bool no_hold, kill;
+	const char *ignore[SNAPSHOT_MAX_IGNORE]; /* kinds that need not come back */
+	size_t nr_ignore;
 
 	bool json, quiet;
 	int sync_fd; /* a socket; -1: nobody is asked */

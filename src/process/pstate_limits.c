@@ -295,8 +295,13 @@ static void limit_process(const struct pstate *ps, json_t *l)
 	limit_init(ps, l);
 	if (ends_deleted(ps->cwd))
 		limit_add(l, "deleted-directory", "refuse", "its working directory %s", ps->cwd);
-	if (ps->children && strspn(ps->children, " ") != strlen(ps->children))
-		limit_add(l, "children", "refuse", "it has children: %s", ps->children);
+	if (ps->children && strspn(ps->children, " ") != strlen(ps->children)) {
+		size_t len = strlen(ps->children);
+
+		while (ps->children[len - 1] == ' ')
+			len--;
+		limit_add(l, "children", "refuse", "it has children: %.*s", (int)len, ps->children);
+	}
 	limit_timers(ps, l);
 	if (!ps->files.has_kcmp)
 		limit_add(l, "shared-offsets", "note",

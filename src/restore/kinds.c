@@ -57,3 +57,8 @@ bool kind_is_known(const char *name)
 			return true;
 	return false;
 }
+
+bool kind_is_judged_anew(const char *name)
+{
+	return !strcmp(name, "namespace") || !strcmp(name, "pidfd");
+}

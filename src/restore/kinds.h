@@ -12,4 +12,7 @@ extern const char *const kinds[]; /* sorted; ends with NULL */
 
 bool kind_is_known(const char *name);
 
+/* Whatever an image says of it: a restore judges it by the machine that it is on. */
+bool kind_is_judged_anew(const char *name);
+
 #endif

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "common/util.h"
+#include "restore/kinds.h"
 #include "restore/restore_internal.h"
 #include "restore/rjson.h"
 
@@ -66,17 +67,6 @@ int restore_problem_hint(struct restore *r, const char *fmt, ...)
 	return 0;
 }
 
-/* Judged anew by the parts of a restore, which know this machine. */
-static bool judged_now(const char *kind)
-{
-	static const char *const kinds[] = {"namespace", "pidfd"};
-
-	for (size_t i = 0; i < ARRAY_SIZE(kinds); i++)
-		if (!strcmp(kinds[i], kind))
-			return true;
-	return false;
-}
-
 int problems_from_image(struct restore *r, struct usnap_err *err)
 {
 	json_t *list, *o;
@@ -92,7 +82,7 @@ int problems_from_image(struct restore *r, struct usnap_err *err)
 		    (ret = rjson_text_or(o, "detail", "", &detail, err)) < 0 ||
 		    (ret = rjson_text(o, "severity", &severity, err)) < 0)
 			return ret;
-		if (judged_now(what))
+		if (kind_is_judged_anew(what))
 			continue;
 		ret = restore_problem(r,
 				      !strcmp(severity, "refuse") ? RESTORE_REFUSE : RESTORE_NOTE,

@@ -85,3 +85,24 @@ same 'exit status of the killed process' $status 137
 work_start --size 16M
 exits 1 usnap snapshot -q --kill "$work_pid" -o /nonexistent/killed.usnap
 work_end
+
+# Nor is it ended for an image that no restore would take.
+start sh -c 'sleep 1000 & echo $!; wait'
+mother=$started
+wait_until 20 test -s "$started_log"
+child=$(cat "$started_log")
+adopt "$child"
+exits 1 usnap snapshot -q --kill "$mother" -o killed.usnap.2
+says err "children: it has children: $child"
+says err 'hint: --ignore children'
+[ ! -e killed.usnap.2 ] || fail "there is an image of a process that was not to be ended"
+kill -0 "$mother"
+exits 2 usnap snapshot -q --kill --ignore offspring "$mother" -o killed.usnap.2
+exits 2 usnap snapshot -q --ignore children "$mother" -o killed.usnap.2
+exits 0 usnap snapshot -q --kill --ignore children "$mother" -o killed.usnap.2
+status=0
+wait "$mother" || status=$?
+same 'exit status of the killed mother' $status 137
+exits 1 usnap restore -q --detach killed.usnap.2
+exits 0 usnap restore -q --detach --ignore children killed.usnap.2
+adopt "$(cat out)"
