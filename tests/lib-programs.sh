@@ -87,5 +87,6 @@ http() {
 }
 
 # field NAME: of the JSON object that the program at $port answers with.
+# shellcheck disable=SC2154 # of the test
 field() { http "$port" state | jq -r ".$1"; }
 _more() { [ "$(field "$1")" -gt "$2" ]; }

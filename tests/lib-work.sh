@@ -16,6 +16,7 @@ work_pid='' header='' witness=''
 work_start() {
 	rm -f cutwork.out cutwork.err witness.out
 	start_workload witness
+	# shellcheck disable=SC2154 # lib.sh
 	witness=$started
 	start_workload cutwork "$@"
 	work_pid=$started

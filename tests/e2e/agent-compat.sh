@@ -5,7 +5,7 @@
 . "$TESTS/lib-work.sh"
 . "$TESTS/lib-agent.sh"
 
-need bash python3 node java gcc git
+need bash python3 node java javac gcc git
 
 # It is there at all.
 LD_PRELOAD=$AGENT grep -q libuffd-snap-agent /proc/self/maps || fail 'the agent is not loaded'
@@ -126,12 +126,8 @@ public class In {
 	}
 }
 END
-if command -v javac >/dev/null; then
-	javac -d . In.java
-	expected=8 unchanged java java -Xmx64m -cp "$PWD" In
-else
-	unchanged java java -version
-fi
+javac -d . In.java
+expected=8 unchanged java java -Xmx64m -cp "$PWD" In
 
 # ---- gcc, git --------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@
 . "$(dirname "$0")/../lib.sh"
 . "$TESTS/lib-work.sh"
 
-need jq strace
+need jq
 n=$(times 8 40)
 mkdir to
 RANDOM=${SEED:-4711}
@@ -112,6 +112,7 @@ judged $got
 [ $got -eq 0 ] || cat err
 
 # Whoever maps memory waits while the flags of mappings are read: once.
+need strace
 start_workload witness
 strace -f -e trace=openat -o trace "$UFFD_SNAP" snapshot -q "$started" -o to/x.usnap
 judged 0

@@ -4,7 +4,7 @@
 . "$(dirname "$0")/../lib.sh"
 . "$TESTS/lib-work.sh"
 
-need jq
+need jq python3 node java javac
 n=$(times 5 20)
 
 # Each appends sums that only undisturbed memory gives, and says "wrong" if not.
@@ -98,13 +98,7 @@ runtime() {
 	rm "$name.usnap"
 }
 
-if command -v python3 >/dev/null; then
-	runtime python python3 work.py
-fi
-if command -v node >/dev/null; then
-	runtime node node work.js
-fi
-if command -v javac >/dev/null; then
-	javac Work.java
-	runtime java java -Xmx256m Work
-fi
+runtime python python3 work.py
+runtime node node work.js
+javac Work.java
+runtime java java -Xmx256m Work
