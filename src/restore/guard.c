@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "common/util.h"
+#include "restore/place.h"
 #include "restore/rfiles.h"
 
 struct guard_shared {
@@ -105,15 +106,17 @@ void guard_not_done(struct restore *r)
 		atomic_store(&r->guard->shared->done, 0);
 }
 
-void guard_end(struct guard *g)
+void guard_end(struct restore *r)
 {
+	struct guard *g = r->guard;
+
 	if (!g)
 		return;
 	/* The lock would end with the last that refers to the file; it is not to depend on that. */
 	flock(g->fd, LOCK_UN);
 	let_go(g);
-	/* Within a namespace it is nobody's child, and not waited for. */
-	while (waitpid(g->pid, NULL, 0) < 0 && errno == EINTR)
+	/* Within a namespace it is not ours, and its number may be that of another. */
+	while (!(r->place && place_is_inner(r)) && waitpid(g->pid, NULL, 0) < 0 && errno == EINTR)
 		;
 	free(g);
 }

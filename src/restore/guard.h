@@ -22,7 +22,7 @@ int guard_begin(struct restore *r, struct usnap_err *err);
 /* From here on nothing is to be undone; or all of it again. */
 void guard_done(struct restore *r);
 void guard_not_done(struct restore *r);
-/* Lets go, and waits for its end. NULL is fine. */
-void guard_end(struct guard *g);
+/* Lets go, and waits for its end, if there is one. */
+void guard_end(struct restore *r);
 
 #endif

@@ -256,11 +256,14 @@ int place_result(struct restore *r, pid_t *ret_pid, struct usnap_err *err)
 				  r->o->image);
 	}
 	end_inner(p);
-	if (code < 0 || report.code >= 0)
+	if (code < 0 || report.code >= 0) {
+		/* It may just have meant to tell us. */
+		guard_not_done(r);
 		return usnap_fail(err, -ECHILD,
 				  "cannot restore '%s': the process that was to build it in its "
 				  "namespace was killed",
 				  r->o->image);
+	}
 	*err = report.err;
 	return report.code;
 }

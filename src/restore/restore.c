@@ -123,7 +123,7 @@ void restore_free(struct restore *r)
 {
 	if (!r)
 		return;
-	guard_end(r->guard);
+	guard_end(r);
 	rthreads_free(r->threads);
 	rmem_free(r->mem);
 	rfiles_free(r->files);
