@@ -335,6 +335,27 @@ int arm_settle(struct capture *c, struct usnap_err *err)
 	return capture_stopping(c) ? -ECANCELED : 0;
 }
 
+static bool lacks_size(const struct maps *maps)
+{
+	for (size_t i = 0; i < maps->n; i++)
+		if (maps->v[i].kind == VMA_HUGETLB && !maps->v[i].has_flags)
+			return true;
+	return false;
+}
+
+static int read_maps(struct capture *c, bool flags, struct maps *ret)
+{
+	int r = flags ? maps_read_flags(c->target->procfd, ret) : maps_read(c->target->procfd, ret);
+
+	if (r < 0)
+		return r;
+	maps_inherit_flags(ret, &c->maps);
+	if (!lacks_size(ret))
+		return 0;
+	maps_free(ret);
+	return maps_read_flags(c->target->procfd, ret);
+}
+
 int arm(struct capture *c, struct usnap_err *err)
 {
 	/* The second time for what has appeared during the first. Flags are of the moment of attaching:
@@ -342,13 +363,11 @@ int arm(struct capture *c, struct usnap_err *err)
 	 * has left pages that are not libc's file's. */
 	for (unsigned pass = 0; pass < 2; pass++) {
 		struct maps maps = {0};
-		int r = pass == 0 && c->stats.torn ? maps_read_flags(c->target->procfd, &maps)
-						   : maps_read(c->target->procfd, &maps);
+		int r = read_maps(c, pass == 0 && c->stats.torn, &maps);
 
 		if (r < 0)
 			return usnap_fail_errno(err, r, "cannot read the mappings of process %d",
 						c->target->pid);
-		maps_inherit_flags(&maps, &c->maps);
 		maps_free(&c->maps);
 		inject_hide(c, &maps);
 		c->maps = maps;

@@ -214,16 +214,6 @@ static bool same_wish(const struct agent_slot *a, const struct agent_slot *b)
 	       a->start == b->start && a->end == b->end;
 }
 
-/* A private mapping of a file that was not copied: it must not go before it has been looked at. */
-static bool touches_pristine(const struct capture *c, uint64_t start, uint64_t end)
-{
-	for (size_t i = 0; i < c->maps.n; i++)
-		if (c->maps.v[i].start < end && start < c->maps.v[i].end &&
-		    region_pristine(&c->maps.v[i]))
-			return true;
-	return false;
-}
-
 enum progress {
 	DONE,
 	MORE,
@@ -258,7 +248,8 @@ static enum progress save_range(struct capture *c, struct ask *ask, uint64_t *bu
 	if (discard_first_unsaved(c, start, end, &ask->at))
 		return WAIT;
 	ask->at = end;
-	return !c->pristine_checked && touches_pristine(c, start, end) ? WAIT : DONE;
+	/* What was not copied must not go before it has been looked at. */
+	return !c->unseen_checked && region_unseen(c, start, end) ? WAIT : DONE;
 }
 
 /* Reads what is asked for, and saves it. */

@@ -329,6 +329,7 @@ static void read_mappings(void *arg)
 	maps_free(&c->maps);
 	c->maps = fresh;
 	c->stats.regions = fresh.n;
+	reading->result = regions_choose(c);
 }
 
 static int ask_helper(struct remote_helper *h, void *arg, struct usnap_err *err)

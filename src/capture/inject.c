@@ -359,7 +359,7 @@ static bool is_written(struct capture *c, uint64_t addr)
 {
 	const struct vma *v = maps_find(&c->maps, addr);
 
-	return v && region_pristine(v) &&
+	return v && region_unseen(c, v->start, v->end) &&
 	       region_has_own(c, ALIGN_DOWN(addr, PAGE_BYTES),
 			      ALIGN_UP(addr + INSTRUCTION, PAGE_BYTES)) != 0;
 }

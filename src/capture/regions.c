@@ -13,6 +13,10 @@
 #include "capture/session.h"
 #include "common/util.h"
 
+/* Of mappings of files that are known to be clean, what the freeze looks at nevertheless. */
+#define LOOK_EACH_BYTES ((uint64_t)8 << 20)
+#define LOOK_BYTES ((uint64_t)32 << 20)
+
 /*
  * A private mapping of a file that never was writable holds nothing but the
  * file. Making it writable, for however short a time, accounts for it (flag
@@ -27,19 +31,41 @@ static bool never_writable(const struct vma *v)
 }
 
 /* A debugger, or whoever else writes to it from outside, leaves pages without a flag. */
-bool region_pristine(const struct vma *v)
+static bool is_clean(const struct vma *v)
 {
 	return never_writable(v) && !v->own_pages;
 }
 
-static const struct vma *same_now(const struct maps *now, const struct vma *v)
+/*
+ * Clean as they were known to be, such mappings are looked at in the freeze all the same: one can
+ * have been made writable for a moment since, written to, and given up right after T0. That takes
+ * some 50 ns for each page that is there: what is large is looked at right before and right after.
+ */
+int regions_choose(struct capture *c)
 {
-	const struct vma *n = maps_find(now, v->start);
+	uint64_t left = LOOK_BYTES;
+	int r = 0;
 
-	return n && n->start == v->start && n->end == v->end && n->inode == v->inode &&
-			       n->offset == v->offset
-		       ? n
-		       : NULL;
+	c->unseen.n = 0;
+	for (size_t i = 0; i < c->maps.n && r == 0; i++) {
+		const struct vma *v = &c->maps.v[i];
+
+		if (!is_clean(v))
+			continue;
+		if (v->end - v->start <= MIN(left, LOOK_EACH_BYTES))
+			left -= v->end - v->start;
+		else
+			r = ranges_add(&c->unseen, v->start, v->end);
+	}
+	return r;
+}
+
+bool region_unseen(const struct capture *c, uint64_t start, uint64_t end)
+{
+	for (size_t i = 0; i < c->unseen.n; i++)
+		if (c->unseen.r[i].start < end && start < c->unseen.r[i].end)
+			return true;
+	return false;
 }
 
 /* Positive: there is one, but for those that the gate has made after T0. */
@@ -47,6 +73,8 @@ static int own_found(void *arg, uint64_t start, uint64_t end, uint64_t categorie
 {
 	const struct capture *c = arg;
 
+	if (categories & (PAGE_IS_PFNZERO | PAGE_IS_GUARD))
+		return 0;
 	for (; start < end; start += PAGE_BYTES)
 		if (!inject_has_written(c, start))
 			return 1;
@@ -59,27 +87,61 @@ int region_has_own(struct capture *c, uint64_t start, uint64_t end)
 				  PAGE_IS_PRESENT | PAGE_IS_SWAPPED, own_found, c);
 }
 
+int regions_note_own(struct capture *c)
+{
+	int r = regions_choose(c);
+
+	for (size_t i = 0; i < c->maps.n && r == 0; i++) {
+		struct vma *v = &c->maps.v[i];
+
+		if (!is_clean(v) || !region_unseen(c, v->start, v->end))
+			continue;
+		r = region_has_own(c, v->start, v->end);
+		v->own_pages = r > 0;
+		r = MIN(r, 0);
+	}
+	return r;
+}
+
+static bool is_same_now(const struct maps *now, const struct vma *v)
+{
+	const struct vma *n = maps_find(now, v->start);
+
+	return n && n->start == v->start && n->end == v->end && n->inode == v->inode &&
+	       n->offset == v->offset;
+}
+
 /*
- * Not by the flags: what was written at T0 is so still unless the mapping or its pages have been
- * given up since, and to read flags takes long (maps.h).
+ * Not by the flags: to read them takes long (maps.h), and what was written at T0 is so still unless
+ * the mapping or its pages have been given up in the moment since.
  */
-int regions_check_pristine(struct capture *c)
+int regions_check_unseen(struct capture *c)
 {
 	struct maps now = {0};
-	int r = maps_read(c->target->procfd, &now);
+	int r = 0;
 
+	if (!c->unseen.n)
+		return 0;
+	for (size_t i = 0; i < c->maps.n && r >= 0; i++) {
+		const struct vma *v = &c->maps.v[i];
+
+		if (region_unseen(c, v->start, v->end) &&
+		    (r = region_has_own(c, v->start, v->end)) > 0)
+			capture_tear(c, "the mapping of '%s' at %#llx was written to", v->path,
+				     (unsigned long long)v->start);
+	}
+	/* Afterwards: in what is not there any more nothing is found. */
+	if (r >= 0)
+		r = maps_read(c->target->procfd, &now);
 	for (size_t i = 0; i < c->maps.n && r == 0; i++) {
 		const struct vma *v = &c->maps.v[i];
 
-		if (!region_pristine(v))
-			continue;
-		r = same_now(&now, v) ? region_has_own(c, v->start, v->end) : 1;
-		if (r > 0)
-			capture_tear(c, "the mapping of '%s' at %#llx was written to or unmapped",
-				     v->path, (unsigned long long)v->start);
+		if (region_unseen(c, v->start, v->end) && !is_same_now(&now, v))
+			capture_tear(c, "the mapping of '%s' at %#llx was unmapped", v->path,
+				     (unsigned long long)v->start);
 	}
 	maps_free(&now);
-	return MIN(r, 0);
+	return r;
 }
 
 enum how region_how(const struct capture *c, const struct vma *v)
@@ -95,7 +157,7 @@ enum how region_how(const struct capture *c, const struct vma *v)
 	case VMA_SHMEM:
 		return HOW_FROZEN;
 	case VMA_FILE:
-		return region_pristine(v) ? HOW_NONE : HOW_FROZEN;
+		return region_unseen(c, v->start, v->end) ? HOW_NONE : HOW_FROZEN;
 	case VMA_SHMEM_PRIVATE:
 		return HOW_FROZEN;
 	case VMA_SPECIAL:
@@ -116,7 +178,6 @@ uint64_t region_mode(const struct vma *v)
 
 uint64_t region_unit(const struct vma *v)
 {
-	/* Without smaps (it has just appeared) the smallest huge page is a safe guess only
-	 * for alignment; the flags are read before a huge page mapping is armed. */
+	/* Without smaps, in the freeze, it has just appeared and is too small for larger pages. */
 	return v->kind == VMA_HUGETLB ? MAX(v->page_size, (uint64_t)MIB(2)) : PAGE_BYTES;
 }

@@ -189,7 +189,7 @@ static int begin_attempt(struct capture *c, struct usnap_err *err)
 		return usnap_fail_errno(err, r, "cannot write the image");
 	pool_reset(c->pool);
 	/* Only now: until here faults were let through without a copy. */
-	c->torn = c->pristine_checked = false;
+	c->torn = c->unseen_checked = false;
 	c->nr_saved = 0;
 	struct capture_stats *s = &c->stats;
 	s->faults = s->fault_pages = s->missing_faults = s->sweep_pages = s->frozen_pages = 0;
@@ -225,11 +225,11 @@ static int preserve(struct capture *c, struct usnap_err *err)
 		return r;
 	struct usnap_err why = {0};
 	/* First: whoever gives such a mapping up waits for it, and writing to the image may take long. */
-	r = regions_check_pristine(c);
+	r = regions_check_unseen(c);
 	if (r < 0) {
 		usnap_fail_errno(&why, r, "cannot read the mappings of process %d", c->target->pid);
 	} else {
-		c->pristine_checked = true;
+		c->unseen_checked = true;
 		r = guards_check(c);
 		if (r < 0)
 			usnap_fail_errno(&why, r, "cannot look for guard pages of process %d",
@@ -258,7 +258,7 @@ static int hold(struct capture *c, struct usnap_err *err)
 	if (r == 0)
 		r = sweep_held(c, err);
 	if (r == 0) {
-		r = regions_check_pristine(c);
+		r = regions_check_unseen(c);
 		if (r < 0)
 			usnap_fail_errno(err, r, "cannot read the mappings of process %d",
 					 c->target->pid);
@@ -320,6 +320,8 @@ static int attempt(struct capture *c, bool held, struct usnap_err *err)
 		pstate_know_wait(c->pstate, &c->known.wait);
 		pstate_know_facts(c->pstate, &c->known.facts);
 	}
+	if (r == 0 && c->uffd >= 0 && (r = regions_note_own(c)) < 0)
+		usnap_fail_errno(err, r, "cannot read the mappings of process %d", c->target->pid);
 	if (r == 0 && c->uffd >= 0)
 		r = arm_settle(c, err);
 	if (r == 0)
@@ -488,14 +490,14 @@ static void *ending_thread(void *arg)
 static void ending_start(struct ending *e)
 {
 	e->running = pthread_create(&e->tid, NULL, ending_thread, e) == 0;
+	if (!e->running)
+		ending_thread(e); /* one thread more could not be had */
 }
 
 static int ending_join(struct ending *e, struct usnap_err *err)
 {
 	if (e->running)
 		pthread_join(e->tid, NULL);
-	else
-		ending_thread(e); /* one thread more could not be had */
 	if (e->r < 0 && err && !err->code)
 		*err = e->err;
 	return e->r;
@@ -515,6 +517,7 @@ static void capture_free(struct capture *c)
 	ranges_free(&c->rescued);
 	ranges_free(&c->young);
 	ranges_free(&c->excluded);
+	ranges_free(&c->unseen);
 	asks_free(&c->asks);
 	if (c->inject.fd >= 0)
 		close(c->inject.fd);

@@ -86,6 +86,7 @@ struct capture {
 
 	struct maps maps; /* the latest; at and after T0 those of T0 */
 	uint64_t frozen_extra_bytes;
+	struct ranges unseen; /* mappings of T0 that were not looked at then (regions.c) */
 
 	pthread_mutex_t map_lock;
 	struct segmap segments;
@@ -120,7 +121,7 @@ struct capture {
 
 	_Atomic bool torn, failed;
 	_Atomic bool sweep_done;
-	_Atomic bool pristine_checked; /* regions_check_pristine() has been passed */
+	_Atomic bool unseen_checked; /* regions_check_unseen() has been passed */
 	_Atomic bool remaps; /* the target was seen to call mremap() */
 	pthread_mutex_t state_lock; /* torn_reason, failure */
 	struct usnap_err failure; /* of the fault or sweep thread */
@@ -149,9 +150,13 @@ enum how {
 	HOW_FROZEN, /* written pages copied while every thread stands still */
 };
 enum how region_how(const struct capture *c, const struct vma *v);
-bool region_pristine(const struct vma *v);
-/* Whether what was pristine before T0 is so now, soon after it; else torn. */
-int regions_check_pristine(struct capture *c);
+/* Of the maps of T0: which mappings the freeze leaves alone, being of a file, clean, and large. */
+int regions_choose(struct capture *c);
+bool region_unseen(const struct capture *c, uint64_t start, uint64_t end);
+/* Right before the freeze: of those, the ones that are not clean, so that it copies them. */
+int regions_note_own(struct capture *c);
+/* Soon after T0: whether they are clean now; else torn. */
+int regions_check_unseen(struct capture *c);
 /* Whether a mapping of a file has pages there that are not the file's: 1, 0, or an error. */
 int region_has_own(struct capture *c, uint64_t start, uint64_t end);
 /* Registration mode and unit of a HOW_PROTECT mapping. */

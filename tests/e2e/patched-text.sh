@@ -1,5 +1,5 @@
 #!/bin/bash
-# What a debugger has written into the code of a process is in the image, and in the restored process.
+# What was written into the code of a process, or another clean mapping of a file, is in the image, and in the restored process.
 . "$(dirname "$0")/../lib.sh"
 . "$TESTS/lib-work.sh"
 
@@ -26,12 +26,47 @@ adopt "$pid"
 same 'the text of the restored process' "$(text_of "$pid")" "$addr 0xc3"
 kill -KILL "$pid"
 
-# Written right before T0, when it was known what is the file's: the attempt counts for nothing.
+# Written right before T0, when it was known what is the file's.
 start_workload witness
 read -r late _ <<<"$(text_of "$started" putpwent)"
 gdb -nx -batch -ex 'set debuginfod enabled off' -ex 'tbreak freeze' -ex run \
 	-ex "shell printf '\\303' | dd of=/proc/$started/mem bs=1 seek=$((late)) conv=notrunc status=none" \
 	-ex continue --args "$UFFD_SNAP" snapshot -q "$started" -o late.usnap >gdb.out 2>&1 </dev/null
-same 'attempts that did not hold' "$(stat_of late.usnap torn)" 1
 same 'the late byte in the image' "$(usnap read late.usnap "$late" 1 | od -An -tx1 | tr -d ' ')" c3
 
+# given_up MIB BREAK: written to by the process itself, before BREAK, and given up right after T0.
+given_up() {
+	start_workload cleanmap "$PWD/clean.$1" $(($1 << 20))
+	addr=$(sed -n 's/^ready //p' cleanmap.out)
+	# Its faults are to be served while one thread stands still.
+	cat >commands <<-END
+		set debuginfod enabled off
+		set non-stop on
+		set breakpoint pending on
+		tbreak $2
+		tbreak regions_check_unseen
+		run
+		shell kill -USR1 $started; for i in \$(seq 500); do grep -q written cleanmap.out && break; sleep 0.02; done
+		continue
+		shell kill -USR2 $started; for i in \$(seq 500); do grep -q given cleanmap.out && break; sleep 0.02; done
+		continue
+	END
+	gdb -nx -batch -x commands --args "$UFFD_SNAP" snapshot -q "$started" -o given.usnap >gdb.out 2>&1 </dev/null
+	same "$1 MiB: what the process did" "$(tail -n 2 cleanmap.out | tr '\n' ' ')" 'written given up '
+	same "$1 MiB: what was given up, in the image" "$(usnap read given.usnap "$addr" 1 | od -An -tx1 | tr -d ' ')" 09
+	kill -KILL "$started"
+}
+given_up 1 freeze
+given_up 20 regions_note_own
+
+# A guard marker in such a mapping is nothing written.
+start_workload cleanmap "$PWD/clean.guard" $((1 << 20)) guard
+if ! grep -q '^ready 0' cleanmap.out; then
+	usnap snapshot -q "$started" -o guard.usnap
+	same 'attempts that did not hold' "$(stat_of guard.usnap torn)" 0
+fi
+start_workload cleanmap "$PWD/clean.guard" $((20 << 20)) guard
+if ! grep -q '^ready 0' cleanmap.out; then
+	usnap snapshot -q "$started" -o guard.usnap
+	same 'attempts that did not hold' "$(stat_of guard.usnap torn)" 0
+fi
