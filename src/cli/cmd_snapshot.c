@@ -80,6 +80,7 @@ static int capture(struct snapshot *s, struct usnap_err *err)
 		.level = a->level,
 		.frame_pages = FRAME_PAGES,
 		.seed = s->dest.store ? &s->dest.seed : NULL,
+		.cancel = interrupted,
 	};
 	int r = image_writer_open(&s->writer, &wo, err);
 

@@ -268,7 +268,9 @@ static int prepare(struct merge *m, struct usnap_err *err)
 		.page_size = img->info.page_size,
 		.level = m->o->level,
 		.frame_pages = MAX(1, NEW_FRAME_BYTES / img->info.page_size),
-		.seed = &img->seed};
+		.seed = &img->seed,
+		.cancel = m->o->cancel,
+	};
 	int r = img_sort_by_frame(img, &m->first, &m->by_frame);
 
 	m->dctx = ZSTD_createDCtx();

@@ -14,6 +14,8 @@
 
 #include "common/util.h"
 
+#define CANCEL_NS UINT64_C(100000000)
+
 int sink_open(struct sink *s, int fd, uint64_t rate_bytes_s)
 {
 	struct stat st;
@@ -76,6 +78,28 @@ int sink_rewind(struct sink *s)
 	return 0;
 }
 
+/* poll() that knows of the flag: a signal may have come to another thread. Returns what it does, or
+ * -ECANCELED; 0 when there is nothing within timeout_ns, negative for ever. */
+static int sink_poll(const struct sink *s, struct pollfd *p, nfds_t n, int64_t timeout_ns)
+{
+	const uint64_t end = timeout_ns < 0 ? UINT64_MAX : now_ns() + (uint64_t)timeout_ns;
+
+	for (;;) {
+		uint64_t now = now_ns(), left = now < end ? MIN(end - now, CANCEL_NS) : 0;
+		int r;
+
+		if (s->cancel && __atomic_load_n(s->cancel, __ATOMIC_RELAXED))
+			return -ECANCELED;
+		r = ppoll(p, n, &(struct timespec){.tv_nsec = (long)left}, NULL);
+		if (r > 0)
+			return p[0].revents ? -ECANCELED : r;
+		if (r < 0 && errno != EINTR)
+			return -errno;
+		if (now >= end)
+			return 0;
+	}
+}
+
 /* Waits until the rate lets more go. */
 static int sink_pace(struct sink *s)
 {
@@ -83,17 +107,8 @@ static int sink_pace(struct sink *s)
 
 	if (s->next_ns < now)
 		s->next_ns = now;
-	while (now < s->next_ns) {
-		struct pollfd p = {.fd = s->stop_fd, .events = POLLIN};
-		uint64_t left = s->next_ns - now;
-		struct timespec ts = {.tv_sec = (time_t)(left / 1000000000u),
-				      .tv_nsec = (long)(left % 1000000000u)};
-
-		if (ppoll(&p, 1, &ts, NULL) > 0)
-			return -ECANCELED;
-		now = now_ns();
-	}
-	return 0;
+	struct pollfd p = {.fd = s->stop_fd, .events = POLLIN};
+	return sink_poll(s, &p, 1, (int64_t)(s->next_ns - now));
 }
 
 /* One write that does not block for long: a reader who does not read must
@@ -105,11 +120,9 @@ static ssize_t sink_write_once(struct sink *s, const void *buf, size_t len)
 	struct pollfd p[2] = {{.fd = s->stop_fd, .events = POLLIN},
 			      {.fd = s->fd, .events = POLLOUT}};
 	ssize_t n;
-
-	if (poll(p, 2, s->type == S_IFREG ? 0 : -1) < 0)
-		return -errno;
-	if (p[0].revents)
-		return -ECANCELED;
+	int r = sink_poll(s, p, 2, s->type == S_IFREG ? 0 : -1);
+	if (r < 0)
+		return r;
 	if (s->type == S_IFREG)
 		return (n = write(s->fd, buf, len)) < 0 ? -errno : n;
 	if (s->type == S_IFSOCK)

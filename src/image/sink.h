@@ -10,6 +10,7 @@
 #ifndef USNAP_IMAGE_SINK_H
 #define USNAP_IMAGE_SINK_H
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -19,6 +20,9 @@
 struct sink {
 	int fd; /* borrowed */
 	int stop_fd; /* eventfd, readable once stopped */
+	/* Set by a signal handler, which ends a wait as sink_stop() does; NULL: by none. The owner's
+	 * to set after sink_open(). */
+	const volatile sig_atomic_t *cancel;
 	mode_t type; /* S_IFREG ... of fd */
 	bool rewindable;
 	bool no_nowait; /* the kernel has no RWF_NOWAIT for this file */

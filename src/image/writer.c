@@ -330,6 +330,7 @@ int image_writer_open(struct image_writer **ret, const struct image_writer_optio
 	r = choose_seed(w, options->seed);
 	if (r == 0)
 		r = tarball_open(&w->tar, options->fd, options->rate_bytes_s);
+	w->tar.sink.cancel = options->cancel;
 	for (int i = 0; i < NR_SEGMENTS && r == 0; i++)
 		if (!(w->seg[i].buf = malloc(SEGMENT_BYTES)))
 			r = -ENOMEM;

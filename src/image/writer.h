@@ -15,6 +15,7 @@
 #ifndef USNAP_IMAGE_WRITER_H
 #define USNAP_IMAGE_WRITER_H
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -39,6 +40,9 @@ struct image_writer_options {
 	uint32_t frame_pages; /* most pages that image_encode() will be given */
 	uint64_t rate_bytes_s; /* upper bound of the output rate; 0: none */
 	const uint64_t *seed; /* of page hashes; NULL: the parent's, or a random one */
+	/* Set by a signal handler: all fails with -ECANCELED then, also what waits for whoever reads the
+	 * output. NULL: none. Borrowed until image_writer_close(). */
+	const volatile sig_atomic_t *cancel;
 };
 
 struct image_writer_stats {

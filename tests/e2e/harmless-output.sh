@@ -74,6 +74,16 @@ for bytes in 0 100 100000 2000000; do
 	after
 done
 
+# One that nobody reads: given up when it is time, or when somebody wants it.
+mkfifo stalled
+exec 8<>stalled
+got=0
+timeout 60 "$UFFD_SNAP" snapshot -q --timeout 2 "$work_pid" -o - >stalled 2>err || got=$?
+same 'exit status with an output that stalls' $got 1
+says err 'not done within 2 s'
+after
+exec 8<&-
+
 # With nothing open at all: an image or none, and harmless.
 for quiet in -q ''; do
 	# shellcheck disable=SC2086 # an option or nothing
