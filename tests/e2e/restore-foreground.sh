@@ -245,3 +245,33 @@ need ps
 for how in '' --pid-namespace; do
 	timeout 60 python3 modes.py "$UFFD_SNAP" "$how" >modes.log 2>&1 || fail "modes of the terminal ($how): $(cat modes.log)"
 done
+
+# In a namespace the numbers of the restorer's own processes can be those of the restored one.
+if [ "$(id -u)" -eq 0 ] && unshare --pid --fork --mount-proc true 2>/dev/null; then
+	cat >ends.py <<-'END'
+		import os, socket, sys, time
+		s = socket.socket(socket.AF_UNIX)
+		s.bind("bound")
+		print("ready", flush=True)
+		while not os.path.exists("end"): time.sleep(0.02)
+		sys.exit(7)
+	END
+	cat >numbers.sh <<-'END'
+		set -eu
+		echo 499 >/proc/sys/kernel/ns_last_pid
+		setsid python3 ends.py >ends.out 2>&1 </dev/null &
+		pid=$!
+		until grep -q ready ends.out; do sleep 0.05; done
+		"$UFFD_SNAP" snapshot -q --kill $pid -o ends.usnap
+		wait $pid || true
+		touch end
+		for ((n = $pid - 4; n <= $pid; n++)); do
+			rm -f bound
+			echo $n >/proc/sys/kernel/ns_last_pid
+			status=0
+			timeout -k 5 20 "$UFFD_SNAP" restore -q --pid-namespace ends.usnap >ended 2>&1 </dev/null || status=$?
+			[ $status -eq 7 ] || { echo "after $n: exit status $status: $(cat ended)"; exit 1; }
+		done
+	END
+	unshare --pid --fork --mount-proc bash numbers.sh >numbers.out 2>&1 || fail "$(cat numbers.out)"
+fi
