@@ -160,6 +160,12 @@ static struct block *pop_free(struct pool *p)
 	return b;
 }
 
+/* A signal handler sets it, on whichever thread the signal comes to. */
+static bool is_cancelled(const struct pool *p)
+{
+	return p->cancel && __atomic_load_n(p->cancel, __ATOMIC_RELAXED);
+}
+
 struct block *pool_get(struct pool *p)
 {
 	struct block *b = NULL;
@@ -167,7 +173,7 @@ struct block *pool_get(struct pool *p)
 	pthread_mutex_lock(&p->lock);
 	if (p->nr_free <= p->reserve)
 		pthread_cond_broadcast(&p->has_filled);
-	while (p->nr_free <= p->reserve && !p->failed && !(p->cancel && *p->cancel)) {
+	while (p->nr_free <= p->reserve && !p->failed && !is_cancelled(p)) {
 		struct timespec until;
 
 		/* A signal handler can set a flag, and no more. */

@@ -21,7 +21,7 @@ static void on_signal(int sig)
 {
 	/* The limit does not hide that somebody wanted an end. */
 	if (!interrupted || sig != SIGALRM)
-		interrupted = sig;
+		__atomic_store_n(&interrupted, sig, __ATOMIC_RELAXED);
 }
 
 const volatile sig_atomic_t *unattended_catch_signals(void)
