@@ -90,7 +90,8 @@ int image_encode(struct image_encoder *e, const struct image_run *runs, size_t n
 int image_writer_flush(struct image_writer *w, struct usnap_err *err);
 void image_writer_get_stats(struct image_writer *w, struct image_writer_stats *ret);
 
-/* After image_writer_flush(): the pages given at [addr, addr + len) are not to be in the index. */
+/* After image_writer_flush(): the pages given at [addr, addr + len) are not to be in the index.
+ * No run given reaches across either end: one is dropped or kept as a whole. */
 void image_writer_drop(struct image_writer *w, uint64_t addr, uint64_t len);
 
 /* Writes index.zst, once everything else but stats.json is there: nothing may be given or dropped
