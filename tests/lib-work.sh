@@ -73,9 +73,14 @@ redis_fill() {
 
 # consistent IMAGE: whole, and of one instant.
 consistent() {
-	usnap verify -q "$1" >verify.out 2>&1 || fail "verify: $(cat verify.out)"
-	"$CHECKERS/cutcheck" "$1" "$header" >cutcheck.out 2>&1 ||
+	_before_others "$UFFD_SNAP" verify -q "$1" >verify.out 2>&1 || fail "verify: $(cat verify.out)"
+	_before_others "$CHECKERS/cutcheck" "$1" "$header" >cutcheck.out 2>&1 ||
 		fail "'$1' is not consistent: $(cat cutcheck.out)"
+}
+
+# A workload that takes every processor would make each check take several times as long.
+_before_others() {
+	if [ "$(id -u)" -eq 0 ]; then nice -n -15 "$@"; else "$@"; fi
 }
 
 # stat_of IMAGE NAME: a figure of stats.json, wherever it stands in there.
