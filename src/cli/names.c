@@ -28,6 +28,7 @@ struct search {
 	regex_t match;
 	bool compiled;
 	char *exe, *own_exe; /* resolved */
+	bool by_title; /* exe is also what a process calls its program */
 	char unit[256];
 	const char *cgroup;
 	pid_t only; /* from the pidfile or the query, or 0 */
@@ -122,14 +123,37 @@ static bool fits_comm(pid_t pid, const char *want)
 	return strncmp(comm, want, 15) == 0;
 }
 
+static const char *last_part(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+
+	return slash ? slash + 1 : path;
+}
+
+/* By argv[0], behind which a title may have more: "/usr/bin/redis-server 127.0.0.1:6379". */
+static bool is_titled(pid_t pid, const char *want)
+{
+	cleanup_free char *title = proc_text(pid, "cmdline", NULL);
+
+	if (!title)
+		return false;
+	if (!strcmp(last_part(title), want))
+		return true;
+	title[strcspn(title, " ")] = '\0';
+	return !strcmp(last_part(title), want);
+}
+
+/* Where the name that it was started by is a link, as redis-server and python3 of Debian, the kernel tells
+ * only what that leads to. */
 static bool fits_exe(const struct search *s, pid_t pid)
 {
 	cleanup_free char *exe = proc_exe(pid);
-	const char *slash = exe ? strrchr(exe, '/') : NULL;
 
-	if (!slash)
+	if (!exe)
 		return false;
-	return strcmp(strchr(s->exe, '/') ? exe : slash + 1, s->exe) == 0;
+	if (strchr(s->exe, '/'))
+		return !strcmp(exe, s->exe);
+	return !strcmp(last_part(exe), s->exe) || (s->by_title && is_titled(pid, s->exe));
 }
 
 /* Is one of the parts of path, between slashes, this? */
@@ -281,12 +305,29 @@ static int scan(struct search *s)
 	return 0;
 }
 
-/* Where /run and /tmp are the service's own, the registry does not tell. */
-static void look_into_all(struct search *s)
+static bool found_any(const struct search *s)
 {
 	for (size_t i = 0; i < s->nr; i++)
 		if (s->procs[i].fits)
-			return;
+			return true;
+	return false;
+}
+
+/* Anybody can call himself anything: where there is one whose program has the name, that is it. */
+static void look_at_titles(struct search *s)
+{
+	if (found_any(s))
+		return;
+	s->by_title = true;
+	for (size_t i = 0; i < s->nr; i++)
+		s->procs[i].fits = fits(s, s->procs[i].pid);
+}
+
+/* Where /run and /tmp are the service's own, the registry does not tell. */
+static void look_into_all(struct search *s)
+{
+	if (found_any(s))
+		return;
 	for (size_t i = 0; i < s->nr; i++) {
 		struct names_query rest = *s->q;
 
@@ -348,6 +389,32 @@ static void describe(const struct names_query *q, char *buf, size_t room)
 						parts[i].what, parts[i].value);
 }
 
+/* One that is nearly it. */
+static void hint_none(const struct search *s, struct usnap_err *err)
+{
+	const struct names_query *q = s->q;
+	const bool by_exe = q->exe && !q->comm, by_comm = q->comm && !q->exe;
+
+	for (size_t i = 0; (by_exe || by_comm) && i < s->nr; i++) {
+		const pid_t pid = s->procs[i].pid;
+		cleanup_free char *exe = pid == getpid() ? NULL : proc_exe(pid);
+
+		if (exe && by_exe && fits_comm(pid, last_part(q->exe))) {
+			usnap_hint(err, "process %d calls itself so, and its program is '%s'",
+				   (int)pid, exe);
+			return;
+		}
+		if (exe && by_comm &&
+		    (!strcmp(last_part(exe), q->comm) || is_titled(pid, q->comm))) {
+			usnap_hint(err, "process %d runs a program of this name: --exe finds it",
+				   (int)pid);
+			return;
+		}
+	}
+	usnap_hint(err, "'uffd-snap ps' lists processes; a NAME is what they call themselves, and "
+			"--match looks at command lines");
+}
+
 int names_find(const struct names_query *q, pid_t **ret, size_t *ret_nr, struct usnap_err *err)
 {
 	struct search s = {.q = q};
@@ -362,6 +429,8 @@ int names_find(const struct names_query *q, pid_t **ret, size_t *ret_nr, struct 
 		usnap_fail_errno(err, r = r < 0 ? r : -ENOMEM, "cannot search for processes");
 		goto out;
 	}
+	if (q->exe && !strchr(q->exe, '/'))
+		look_at_titles(&s);
 	if (q->comm)
 		look_into_all(&s);
 	if (q->match)
@@ -372,6 +441,7 @@ int names_find(const struct names_query *q, pid_t **ret, size_t *ret_nr, struct 
 	if (!n) {
 		describe(q, what, sizeof(what));
 		r = usnap_fail(err, -ESRCH, "cannot find a process: none fits %s", what);
+		hint_none(&s, err);
 		goto out;
 	}
 	qsort(pids, n, sizeof(*pids), by_pid);

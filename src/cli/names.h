@@ -20,7 +20,8 @@
 struct names_query {
 	/* The name of one that is ready for snapshots; when there is none, as ps -o comm shows it. */
 	const char *comm;
-	const char *exe; /* path of the program, or its last part */
+	/* Path of the program, or its last part; when there is none of that, that of argv[0]. */
+	const char *exe;
 	const char *cgroup; /* path in the hierarchy: in it or below it */
 	const char *unit; /* of systemd; ".service" can be left out */
 	const char *pidfile;

@@ -4,7 +4,7 @@
 . "$(dirname "$0")/../lib.sh"
 
 [ "$(id -u)" -eq 0 ] || skip 'cron needs root'
-need cron unshare setpriv
+need cron unshare setpriv redis-server jq
 unshare -m true 2>/dev/null || skip 'no mount namespace can be made'
 
 cp "$WORKLOADS/witness" ./usnapcron
@@ -16,18 +16,18 @@ export UFFD_SNAP_STORE=$PWD/store
 
 # --- cron -----------------------------------------------------------------------
 
-# The example's lines, each minute, with this program and this target.
-sed -e "s|^UFFD_SNAP_STORE=.*|UFFD_SNAP_STORE=$PWD/store|" -e "s|/usr/local/bin/uffd-snap|$UFFD_SNAP|" \
-	-e "s|redis-server|$PWD/usnapcron|" -e 's|^\*/5 |* |' -e 's|^2 \* |* * |' \
+# The example's lines, each minute, with this store: the command is where they expect it.
+sed -e "s|^UFFD_SNAP_STORE=.*|UFFD_SNAP_STORE=$PWD/store|" -e 's|^\*/5 |* |' -e 's|^2 \* |* * |' \
 	"$TOP/scripts/examples/uffd-snap.cron" >lines.cron
-grep -c "$UFFD_SNAP" lines.cron | grep -qx 3 || fail 'the example has other lines than expected'
+grep -c /usr/local/bin/uffd-snap lines.cron | grep -qx 3 || fail 'the example has other lines than expected'
 # Takes mail for what is printed.
 printf '#!/bin/sh\ncat >>%q/mail\n' "$PWD" >sendmail
 chmod 755 sendmail
 cat >under <<END
 set -e
 mount --make-rprivate /
-for d in /etc/cron.d /etc/cron.hourly /etc/cron.daily /etc/cron.weekly /etc/cron.monthly /var/spool/cron /run; do
+for d in /etc/cron.d /etc/cron.hourly /etc/cron.daily /etc/cron.weekly /etc/cron.monthly /var/spool/cron /run \
+	/usr/local/bin; do
 	[ ! -d \$d ] || mount -t tmpfs none \$d
 done
 mkdir -p /var/spool/cron/crontabs
@@ -35,20 +35,26 @@ mkdir -p /var/spool/cron/crontabs
 [ ! -e /etc/crontab ] || mount --bind empty /etc/crontab
 [ ! -e /usr/sbin/sendmail ] || mount --bind sendmail /usr/sbin/sendmail
 install -m 644 lines.cron /etc/cron.d/uffd-snap
+install -m 755 "$UFFD_SNAP" /usr/local/bin/uffd-snap
+/usr/bin/redis-server --port 0 --unixsocket $PWD/r.sock --save '' --dir $PWD >redis.log 2>&1 </dev/null &
 exec cron -f
 END
 # Both lines come in the same minute here: there is something to be pruned.
 usnap snapshot -q --exe "$PWD/usnapcron" --name redis
-start unshare -m bash under
+# The only redis-server is ours there.
+start unshare -m -p --fork --kill-child=KILL --mount-proc bash under
 cron_pid=$started
 taken() { [ "$(usnap list -q redis | wc -l)" -eq 2 ]; }
 wait_until 90 taken
 kill -0 $cron_pid || fail "cron ended: $(cat "$started_log")"
-stop $cron_pid
+kill -KILL $cron_pid
+wait $cron_pid || true
 [ ! -s mail ] || fail "cron had something to tell: $(cat mail)"
 usnap verify -q redis
 exits 0 usnap list redis
 says out ' full '
+exits 0 usnap info --json redis
+same 'process taken' "$(jq -r .process.comm out)" redis-server
 
 # --- systemd ------------------------------------------------------------------------
 

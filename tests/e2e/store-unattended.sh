@@ -51,6 +51,28 @@ says err "$other (./usnapwitness)"
 exits 0 usnap snapshot --exe usnapwitness --all --json
 same 'processes taken' "$(jq -s length out)" 2
 kill $other
+wait $other || true
+
+# Started by a link: what it was started as counts where no program has that name.
+ln -s usnapwitness usnaplink
+start ./usnaplink
+link=$started
+# shellcheck disable=SC2154 # of lib.sh
+wait_until 10 grep -q ready "$started_log"
+exits 0 usnap snapshot --json --name l --exe usnaplink
+same 'target by its link' "$(jq .pid out)" "$link"
+exits 1 usnap snapshot --exe /nowhere/usnaplink
+says err "hint: process $link calls itself so, and its program is '$(readlink -f usnapwitness)'"
+stop "$link"
+start bash -c 'exec -a "/x/usnaptitle 127.0.0.1:6379" ./usnapwitness'
+wait_until 10 grep -q ready "$started_log"
+exits 0 usnap snapshot --json --name l --exe usnaptitle
+same 'target by its title' "$(jq .pid out)" "$started"
+exits 1 usnap snapshot usnaptitle
+says err "hint: process $started runs a program of this name: --exe finds it"
+stop "$started"
+exits 1 usnap snapshot no-such-name
+says err 'hint: '
 
 # --- unattended ---------------------------------------------------------------
 
