@@ -190,7 +190,8 @@ static bool is_command(void)
 static void set_name(const char *name)
 {
 	static const char others[] = ".-_+:";
-	size_t len = name ? strlen(name) : 0;
+	char allowed[RUNDIR_NAME_MAX + 1];
+	size_t len = name ? strlen(name) : 0, n = 0;
 
 	/* As a directory of the store may be called. */
 	if (!len || len > RUNDIR_NAME_MAX || *name == '.' || *name == '-')
@@ -198,11 +199,19 @@ static void set_name(const char *name)
 	for (size_t i = 0; i < len; i++) {
 		unsigned char c = (unsigned char)name[i], low = c | 0x20;
 
+		/* Names of units have these: as snapshot --unit makes one of them. */
+		if (n && (c == '@' || c == '\\')) {
+			if (allowed[n - 1] != '-')
+				allowed[n++] = '-';
+			continue;
+		}
 		if (c < 0x80 && !(low >= 'a' && low <= 'z') && !(c >= '0' && c <= '9') &&
 		    !strchr(others, c))
 			return;
+		allowed[n++] = name[i];
 	}
-	memcpy(agent_control.name, name, len + 1);
+	memcpy(agent_control.name, allowed, n);
+	agent_control.name[n] = '\0';
 }
 
 /* Where yama lets only ancestors trace: whoever loads the agent wants snapshots, and those of its

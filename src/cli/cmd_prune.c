@@ -8,6 +8,7 @@
 
 #include "cli/cli.h"
 #include "cli/msg.h"
+#include "cli/names.h"
 #include "cli/prune_plan.h"
 #include "cli/refs.h"
 #include "cli/show.h"
@@ -21,6 +22,7 @@
 struct prune {
 	struct store *store;
 	struct retention rules;
+	char of_unit[STORE_NAME_MAX + 1]; /* "": of none */
 	bool dry_run, quiet, skip_if_busy, strict;
 	int worst;
 	const volatile sig_atomic_t *interrupted;
@@ -237,6 +239,7 @@ enum {
 	OPT_COUNT = 256,
 	OPT_WITHIN = OPT_COUNT + ARRAY_SIZE(counts),
 	OPT_MAX_SIZE,
+	OPT_UNIT,
 	OPT_STORE,
 	OPT_MERGE,
 	OPT_SKIP
@@ -250,6 +253,7 @@ static const struct option options[] = {
 	{"keep-monthly", required_argument, NULL, OPT_COUNT + 4},
 	{"keep-within", required_argument, NULL, OPT_WITHIN},
 	{"max-size", required_argument, NULL, OPT_MAX_SIZE},
+	{"unit", required_argument, NULL, OPT_UNIT},
 	{"store", required_argument, NULL, OPT_STORE},
 	{"merge", no_argument, NULL, OPT_MERGE},
 	{"skip-if-busy", no_argument, NULL, OPT_SKIP},
@@ -303,6 +307,9 @@ static int set(struct prune *p, int o, const char **store, char **argv)
 					       "cannot use '%s' as --max-size: a size is wanted",
 					       optarg);
 		return -1;
+	case OPT_UNIT:
+		names_of_unit(optarg, p->of_unit);
+		return -1;
 	case OPT_STORE:
 		*store = optarg;
 		return -1;
@@ -333,6 +340,7 @@ static int run_prune(int argc, char **argv)
 	struct store_names all = {0};
 	struct usnap_err err = {0};
 	const char *store = NULL;
+	char *unit = p.of_unit;
 	int r;
 
 	opterr = 0;
@@ -345,12 +353,12 @@ static int run_prune(int argc, char **argv)
 	p.interrupted = unattended_catch_signals();
 	if (refs_open_store(&p.store, store, &err) < 0)
 		return msg_failure(&err);
-	if (optind < argc)
-		prune_names(&p, argv + optind, (size_t)(argc - optind), true);
-	else if (store_list_names(p.store, &all, &err) < 0)
+	if (!*unit && optind == argc && store_list_names(p.store, &all, &err) < 0)
 		p.worst = msg_failure(&err);
-	else
-		prune_names(&p, all.name, all.nr, false);
+	if (*unit)
+		prune_names(&p, &unit, 1, true);
+	prune_names(&p, argv + optind, (size_t)(argc - optind), true);
+	prune_names(&p, all.name, all.nr, false);
 	store_names_free(&all);
 	store_close(p.store);
 	if (*p.interrupted) {
@@ -372,6 +380,7 @@ const struct cli_command cmd_prune = {
 		"      --keep-within TIME  keep what is at most so much older than the last: 36h,\n"
 		"                        7d, 1M\n"
 		"      --max-size SIZE   of each name, remove the oldest until it takes no more\n"
+		"      --unit UNIT       the name that 'snapshot --unit UNIT' gives its images\n"
 		"      --merge           merge images with those they refer to, wherever these\n"
 		"                        would stay for no other reason\n"
 		"      --store DIR       the store, if not the usual one\n"

@@ -29,7 +29,7 @@ struct search {
 	bool compiled;
 	char *exe, *own_exe; /* resolved */
 	bool by_title; /* exe is also what a process calls its program */
-	char unit[256];
+	char unit[NAMES_UNIT_MAX + 1];
 	const char *cgroup;
 	pid_t only; /* from the pidfile or the query, or 0 */
 	struct registry ready;
@@ -156,14 +156,18 @@ static bool fits_exe(const struct search *s, pid_t pid)
 	return !strcmp(last_part(exe), s->exe) || (s->by_title && is_titled(pid, s->exe));
 }
 
-/* Is one of the parts of path, between slashes, this? */
+/* Is one of the parts of path, between slashes, this? systemd puts an underscore before what the
+ * kernel could take for a file of its own: "_memory.service". */
 static bool has_part(const char *path, const char *part)
 {
 	size_t len = strlen(part);
 
-	for (const char *p = path; (p = strstr(p, part)); p++)
-		if (p > path && p[-1] == '/' && (!p[len] || p[len] == '/'))
+	for (const char *p = path; (p = strstr(p, part)); p++) {
+		const char *before = p > path && p[-1] == '_' ? p - 1 : p;
+
+		if (before > path && before[-1] == '/' && (!p[len] || p[len] == '/'))
 			return true;
+	}
 	return false;
 }
 
@@ -177,21 +181,27 @@ static bool is_below(const char *path, const char *dir)
 }
 
 /* Lines "N:controllers:/path", one of them with cgroup v2. */
-static bool fits_cgroup(const struct search *s, pid_t pid)
+bool names_fit_cgroup(char *text, const char *unit, const char *cgroup)
 {
-	cleanup_free char *text = proc_text(pid, "cgroup", NULL);
-	bool unit = !*s->unit, cgroup = !s->cgroup;
+	bool has_unit = !unit, has_cgroup = !cgroup;
 
-	for (char *save, *line = text ? strtok_r(text, "\n", &save) : NULL; line;
+	for (char *save, *line = strtok_r(text, "\n", &save); line;
 	     line = strtok_r(NULL, "\n", &save)) {
 		char *path = strchr(line, ':');
 
 		if (!path || !(path = strchr(path + 1, ':')))
 			continue;
-		unit |= *s->unit && has_part(path + 1, s->unit);
-		cgroup |= s->cgroup && is_below(path + 1, s->cgroup);
+		has_unit |= unit && has_part(path + 1, unit);
+		has_cgroup |= cgroup && is_below(path + 1, cgroup);
 	}
-	return unit && cgroup;
+	return has_unit && has_cgroup;
+}
+
+static bool fits_cgroup(const struct search *s, pid_t pid)
+{
+	cleanup_free char *text = proc_text(pid, "cgroup", NULL);
+
+	return text && names_fit_cgroup(text, *s->unit ? s->unit : NULL, s->cgroup);
 }
 
 static bool fits(const struct search *s, pid_t pid)
@@ -213,6 +223,39 @@ static bool fits(const struct search *s, pid_t pid)
 		return line && *line && regexec(&s->match, line, 0, NULL, 0) == 0;
 	}
 	return true;
+}
+
+/* ---- units ------------------------------------------------------------------------------------- */
+
+/* Not every dot begins one: "app@my.host" is a service. */
+static bool has_unit_type(const char *unit)
+{
+	static const char *const types[] = {".service", ".scope", ".slice",	".socket",
+					    ".target",	".mount", ".automount", ".swap",
+					    ".timer",	".path",  ".device"};
+	const char *dot = strrchr(unit, '.');
+
+	for (size_t i = 0; dot && i < ARRAY_SIZE(types); i++)
+		if (!strcmp(dot, types[i]))
+			return true;
+	return false;
+}
+
+void names_unit(const char *unit, char ret[NAMES_UNIT_MAX + 1])
+{
+	snprintf(ret, NAMES_UNIT_MAX + 1, "%s%s", unit, has_unit_type(unit) ? "" : ".service");
+}
+
+void names_of_unit(const char *unit, char ret[STORE_NAME_MAX + 1])
+{
+	static const char usual[] = ".service";
+	char full[NAMES_UNIT_MAX + 1];
+
+	names_unit(unit, full);
+	size_t len = strlen(full);
+	if (len > strlen(usual) && !strcmp(full + len - strlen(usual), usual))
+		full[len - strlen(usual)] = '\0';
+	store_name_from(full, ret);
 }
 
 /* ---- the search -------------------------------------------------------------------------------- */
@@ -247,11 +290,8 @@ static int search_begin(struct search *s, struct usnap_err *err)
 	s->only = q->pid;
 	if (q->pidfile && (r = read_pidfile(q->pidfile, &s->only, err)) < 0)
 		return r;
-	if (q->unit) {
-		const char *dot = strrchr(q->unit, '.');
-
-		snprintf(s->unit, sizeof(s->unit), "%s%s", q->unit, dot ? "" : ".service");
-	}
+	if (q->unit)
+		names_unit(q->unit, s->unit);
 	s->cgroup = q->cgroup;
 	if (s->cgroup && is_below(s->cgroup, "/sys/fs/cgroup"))
 		s->cgroup += strlen("/sys/fs/cgroup");

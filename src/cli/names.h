@@ -15,6 +15,11 @@
 #include <sys/types.h>
 
 #include "common/err.h"
+#include "store/store.h"
+
+enum {
+	NAMES_UNIT_MAX = 255 /* bytes that systemd allows */
+};
 
 /* What is given, all of it, must fit. */
 struct names_query {
@@ -35,6 +40,15 @@ bool names_query_is_pid(const struct names_query *q); /* and nothing else */
 
 /* All that fit, ascending. -ESRCH when there is none. The caller frees *ret. */
 int names_find(const struct names_query *q, pid_t **ret, size_t *ret_nr, struct usnap_err *err);
+
+/* The name of a unit in full. */
+void names_unit(const char *unit, char ret[NAMES_UNIT_MAX + 1]);
+/* What is made of it for the store: "app@one.service" is "app-one". */
+void names_of_unit(const char *unit, char ret[STORE_NAME_MAX + 1]);
+
+/* Does a process with this in /proc/PID/cgroup, which is written into, belong to the unit, in full,
+ * and is it in the control group or below? NULL: any. */
+bool names_fit_cgroup(char *text, const char *unit, const char *cgroup);
 
 /* The error for more than one: it lists them. */
 int names_ambiguous(const struct names_query *q, const pid_t *pids, size_t nr,

@@ -288,6 +288,17 @@ static const char *variable(const char *name)
 	return value && *value ? value : NULL;
 }
 
+/* As the agent takes it: names of units have characters that one for the store cannot have. */
+static int set_name_of_environment(struct run_args *a, const char *text)
+{
+	char name[STORE_NAME_MAX + 1];
+
+	if (!text[strcspn(text, "@\\")])
+		return set_name(a, text);
+	store_name_from(text, name);
+	return set_name(a, name);
+}
+
 /* What was given on the command line counts more. */
 static int use_environment(struct run_args *a)
 {
@@ -302,7 +313,7 @@ static int use_environment(struct run_args *a)
 		r = parse_keep(a, keep);
 	/* Of a process that looks after another, its own name says nothing of that. */
 	if (r < 0 && !*a->name && (!a->pid || a->background) && name)
-		r = set_name(a, name);
+		r = set_name_of_environment(a, name);
 	if (r < 0 && !a->store && store)
 		r = set_store(a, store);
 	return r;

@@ -13,26 +13,22 @@
 #include "common/util.h"
 #include "store/store_commit.h"
 
-/* The one that it was given, or of what it was found by: a unit's name says more than "java". */
+/* That of the unit that it was found by, where prune --unit finds it as well; or the one that it was
+ * given, or what it calls itself. */
 static void choose_name(const struct snapshot_args *a, pid_t pid, const char *comm, char *ret)
 {
 	struct registry ready = {0};
-	char unit[256];
+	char given[RUNDIR_NAME_MAX + 1];
 	bool named;
 
-	registry_load(&ready);
-	named = readiness_of(&ready, pid, true, unit) && *unit;
-	registry_free(&ready);
-	if (named) {
-		store_name_from(unit, ret);
-	} else if (a->query.unit && !a->all) {
-		snprintf(unit, sizeof(unit), "%s", a->query.unit);
-		if (strlen(unit) > 8 && !strcmp(unit + strlen(unit) - 8, ".service"))
-			unit[strlen(unit) - 8] = '\0';
-		store_name_from(unit, ret);
-	} else {
-		store_name_from(a->query.comm ? a->query.comm : comm, ret);
+	if (a->query.unit && !a->all) {
+		names_of_unit(a->query.unit, ret);
+		return;
 	}
+	registry_load(&ready);
+	named = readiness_of(&ready, pid, true, given) && *given;
+	registry_free(&ready);
+	store_name_from(named ? given : a->query.comm ? a->query.comm : comm, ret);
 }
 
 static int path_of(const struct snapshot_dest *d, const char *file, char **ret,

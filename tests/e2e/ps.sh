@@ -80,6 +80,11 @@ usnap snapshot -q --store store "$ready"
 same 'by PID' "$(usnap list -q --store store ready-one | wc -l)" 2
 exits 1 usnap snapshot -q no-such-name -o no.usnap
 
+# That of a unit, as snapshot --unit has it.
+start env LD_PRELOAD="$AGENT" UFFD_SNAP_NAME='app@a\x2db' "$WORKLOADS/witness"
+wait_until 10 _is "$started" name app-a-x2db
+stop "$started"
+
 # ---- files of others ---------------------------------------------------------------------------
 
 [ "$(id -u)" -eq 0 ] || exit 0

@@ -90,6 +90,11 @@ Test(runargs, takes_from_the_environment_what_is_not_given)
 	cr_assert_str_eq(args.prune.arg[0], "--keep-last=5");
 	cr_assert_str_eq(args.prune.arg[1], "--max-size=10G");
 	run_args_free(&args);
+	/* As the agent takes it, of a unit. */
+	setenv("UFFD_SNAP_NAME", "db@my.\\x2d1", 1);
+	cr_assert_eq(parse("ls"), -1);
+	cr_assert_str_eq(args.name, "db-my.-x2d1");
+	run_args_free(&args);
 	cr_assert_eq(parse("--every 2s --keep-daily 3 --name x --store /t ls"), -1);
 	cr_assert_eq(args.every_s, 2);
 	cr_assert_str_eq(args.name, "x");
