@@ -66,18 +66,61 @@ UFFD_SNAP_OPTIONS=$(sed -n 's/^UFFD_SNAP_OPTIONS=//p' variables)
 UFFD_SNAP_KEEP=$(sed -n 's/^UFFD_SNAP_KEEP=//p' variables)
 sed -n 's/^ExecStart=//p' "$unit" >lines
 same 'lines of the service' "$(wc -l <lines)" 2
+# An instance of a unit, in its control group, and under a filter as that of Debian's Redis.
+instance=usnapcron@my.$$
+group=''
+for d in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; do
+	mkdir "$d/$instance.service" 2>/dev/null || continue
+	group=$d/$instance.service
+	[ ! -e "$group/cgroup.procs" ] || break
+	rmdir "$group"
+	group=''
+done
+[ -n "$group" ] || {
+	[ -z "${CI:-}" ] || fail 'no control group can be made'
+	skip 'no control group can be made: the service is not tested'
+}
+on_exit 'rmdir "$group"'
+start "$WORKLOADS/underfilter" 1 membarrier "$WORKLOADS/witness"
+target=$started
+# shellcheck disable=SC2154 # of lib.sh
+wait_until 10 grep -q ready "$started_log"
+echo "$target" >"$group/cgroup.procs"
+# What the service may write to, of what it needs.
+mkdir -p store
+read -r runtime < <(sed -n 's/^RuntimeDirectory=//p' "$unit")
+mode=$(sed -n 's/^RuntimeDirectoryMode=//p' "$unit")
+cat >confined <<END
+set -e
+mount --make-rprivate /
+mkdir -p -m $mode /run/$runtime
+mount --bind /run/$runtime /run/$runtime
+mount --bind $PWD/store $PWD/store
+mount -o remount,bind,ro /run 2>/dev/null || true
+mount -o remount,bind,ro /
+exec "\$@"
+END
 while read -r line; do
-	line=${line//%i/witness}
-	line=${line/--unit witness/--exe "$PWD/usnapcron"}
+	line=${line//%i/$instance}
 	line=${line/\/usr\/local\/bin\/uffd-snap/$UFFD_SNAP}
 	line=${line/\$UFFD_SNAP_OPTIONS/$UFFD_SNAP_OPTIONS}
 	line=${line/\$UFFD_SNAP_KEEP/$UFFD_SNAP_KEEP}
 	# shellcheck disable=SC2086 # words, as systemd splits them
-	exits 0 env -i UFFD_SNAP_STORE="$PWD/store" setpriv --bounding-set "-all,$caps" --inh-caps=-all \
+	exits 0 env -i UFFD_SNAP_STORE="$PWD/store" unshare -m bash confined setpriv --bounding-set "-all,$caps" --inh-caps=-all \
 		--no-new-privs $line
 	same "output of $line" "$(cat out err)" ''
 done <lines
-usnap verify -q witness
+# As uffd-snap-ready.conf has the agent name it, and ps tells of it.
+name=usnapcron-my.$$
+usnap verify -q "$name"
+same 'images of the unit' "$(usnap list -q "$name" | wc -l)" 1
+same 'image that ps knows' "$(usnap ps --json | jq -r ".processes[] | select(.pid == $target) | .last_file")" \
+	"$(readlink -f store/"$name")/$(readlink store/"$name"/latest)"
+exits 0 usnap snapshot -q --unit "$instance.service" --full-every 1
+exits 1 usnap snapshot -q --unit usnapcron@my
+says err 'none fits'
+exits 0 usnap prune -q --unit "$instance" --keep-last 1
+same 'images of the unit' "$(usnap list -q "$name" | wc -l)" 1
 # The environment file sets the same variables.
 # shellcheck disable=SC2013 # one word a line
 for v in $(sed -n 's/=.*//; /^UFFD/p' "$TOP/scripts/examples/uffd-snap.env"); do
