@@ -3,8 +3,9 @@
 #include <stdlib.h>
 
 #include "capture/session.h"
+#include "common/util.h"
 
-static uint64_t percentile(const struct capture_stats *s, double share)
+uint64_t capture_fault_ns(const struct capture_stats *s, double share)
 {
 	uint64_t total = 0, seen = 0;
 
@@ -13,7 +14,8 @@ static uint64_t percentile(const struct capture_stats *s, double share)
 	for (int i = 0; i < CAPTURE_HISTOGRAM; i++) {
 		seen += s->fault_latency[i];
 		if (total && (double)seen >= share * (double)total)
-			return (uint64_t)1 << i;
+			return i + 1 < CAPTURE_HISTOGRAM ? MIN((uint64_t)1 << i, s->fault_max_ns)
+							 : s->fault_max_ns;
 	}
 	return 0;
 }
@@ -52,9 +54,9 @@ char *capture_stats_json(const struct capture *c)
 	set(faults, "count", s->faults);
 	set(faults, "pages", s->fault_pages);
 	set(faults, "missing", s->missing_faults);
-	set(faults, "p50_ns", percentile(s, 0.50));
-	set(faults, "p99_ns", percentile(s, 0.99));
-	set(faults, "p999_ns", percentile(s, 0.999));
+	set(faults, "p50_ns", capture_fault_ns(s, 0.50));
+	set(faults, "p99_ns", capture_fault_ns(s, 0.99));
+	set(faults, "p999_ns", capture_fault_ns(s, 0.999));
 	set(faults, "max_ns", s->fault_max_ns);
 	for (int i = 0; i < CAPTURE_HISTOGRAM; i++)
 		json_array_append_new(histogram, json_integer((json_int_t)s->fault_latency[i]));

@@ -93,6 +93,8 @@ int capture_adopt_parent(struct image_writer *w, struct usnap_image *parent, con
 int capture_run(struct capture **ret, struct target *target, struct image_writer *writer,
 		const struct capture_options *options, struct usnap_err *err);
 const struct capture_stats *capture_get_stats(const struct capture *c);
+/* At most so long waited this share of the faults: the end of a bucket, but no more than the longest. */
+uint64_t capture_fault_ns(const struct capture_stats *s, double share);
 
 /* With kill: the target is ended (kill_target) or let go on; else nothing is
  * left to do. Frees c. NULL is fine. */

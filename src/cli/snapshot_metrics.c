@@ -59,20 +59,6 @@ static const struct metric {
 	[HELD] = {"held", "", "Whether the threads were held for the copy.", true},
 };
 
-static double fault_share(const struct capture_stats *s, double share)
-{
-	uint64_t total = 0, seen = 0;
-
-	for (int i = 0; i < CAPTURE_HISTOGRAM; i++)
-		total += s->fault_latency[i];
-	for (int i = 0; i < CAPTURE_HISTOGRAM; i++) {
-		seen += s->fault_latency[i];
-		if (total && (double)seen >= share * (double)total)
-			return (double)((uint64_t)1 << i) / 1e9;
-	}
-	return 0;
-}
-
 static void fill(double v[NR_METRICS], const struct snapshot_run *run)
 {
 	const struct capture_stats *s = &run->stats;
@@ -84,9 +70,9 @@ static void fill(double v[NR_METRICS], const struct snapshot_run *run)
 	v[SUCCESS_TIME] = (double)(s->t0_realtime_ns / 1000000) / 1e3;
 	v[DURATION] = (double)run->elapsed_ns / 1e9;
 	v[PAUSE] = (double)s->pause_ns / 1e9;
-	v[FAULT_50] = fault_share(s, 0.5);
-	v[FAULT_99] = fault_share(s, 0.99);
-	v[FAULT_999] = fault_share(s, 0.999);
+	v[FAULT_50] = (double)capture_fault_ns(s, 0.5) / 1e9;
+	v[FAULT_99] = (double)capture_fault_ns(s, 0.99) / 1e9;
+	v[FAULT_999] = (double)capture_fault_ns(s, 0.999) / 1e9;
 	v[FAULT_MAX] = (double)s->fault_max_ns / 1e9;
 	v[FAULTS] = (double)s->faults;
 	v[MEMORY] = (double)s->bytes_populated;

@@ -89,6 +89,8 @@ usnap verify -q "$file"
 same 'size told' "$(sed -n 's/^UFFD_SNAP_FILE_BYTES=//p' facts)" "$(stat -c %s "$file")"
 says m.prom 'uffd_snap_last_run_success{name="cron"} 1'
 grep -q '^uffd_snap_fault_seconds{name="cron",quantile="0.99"} ' m.prom || fail 'no percentiles'
+awk '/^uffd_snap_fault_seconds/ { if ($2 + 0 > max) max = $2 + 0; last = $2 + 0 } END { exit max > last }' m.prom ||
+	fail "quantiles beyond the longest: $(grep fault_seconds m.prom)"
 success=$(grep '^uffd_snap_last_success_timestamp_seconds{name="cron"}' m.prom)
 
 exits 1 usnap snapshot -q --name cron --exe no-such-program --metrics m.prom \
