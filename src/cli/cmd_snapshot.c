@@ -17,6 +17,7 @@
 #include "cli/snapshot_run.h"
 #include "cli/snapshot_sync.h"
 #include "cli/unattended.h"
+#include "common/procstat.h"
 #include "common/util.h"
 #include "image/writer.h"
 #include "process/target.h"
@@ -160,6 +161,24 @@ static int fail(const struct snapshot *s, struct usnap_err *err)
 	return msg_failure(err);
 }
 
+/* What the kernel tells of it may have another cause as well, which the process that is at it
+ * then does not have. */
+static int blame_other(struct snapshot *s, struct usnap_err *err)
+{
+	struct procstat stat;
+	struct registry_taken taken;
+
+	if (procstat_read(s->run.pid, &stat) < 0 ||
+	    !registry_taken(s->run.pid, stat.start_ticks, &taken) || taken.by <= 0 ||
+	    taken.by == getpid())
+		return err->code;
+	*err = (struct usnap_err){0};
+	usnap_fail(err, -EBUSY, "cannot snapshot process %d: it is being taken by process %d",
+		   (int)s->run.pid, (int)taken.by);
+	s->dest.busy = s->args->skip_if_busy;
+	return usnap_hint(err, "try again when that has ended; --skip-if-busy ends well instead");
+}
+
 /* Whoever asked to be told. Nothing of this undoes an image. */
 static int tell(const struct snapshot_args *a, const struct snapshot_run *run, int code)
 {
@@ -208,6 +227,8 @@ static int take(const struct snapshot_args *a, pid_t pid)
 		r = capture(&s, &err);
 	if (r == 0)
 		r = snapshot_dest_commit(&s.dest, &err);
+	if (r == -EBUSY && !s.dest.busy)
+		r = blame_other(&s, &err);
 	if (r == 0) {
 		report(&s, start);
 		snapshot_sync_done(&s.sync);

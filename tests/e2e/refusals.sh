@@ -113,8 +113,12 @@ wait_until 20 _registered
 kill -STOP $first
 exits 1 usnap snapshot "$work_pid" -o to/x.usnap
 says err 'cannot '
-grep -qiE 'another|snapshot|being|busy' err || fail "$(cat err)"
+grep -qE 'it is being taken by process [0-9]+$' err || fail "$(cat err)"
 hinted
+no_image to
+exits 0 usnap snapshot -q "$work_pid" -o to/x.usnap --skip-if-busy --on-failure 'touch told'
+same 'output of a skipped run' "$(cat out err)" ''
+[ ! -e told ] || fail 'a skipped run was told of'
 no_image to
 kill -CONT $first
 wait $first || fail "the first snapshot suffered: $(cat first.err)"
