@@ -336,7 +336,10 @@ static int set_target(int argc, char **argv, struct snapshot_args *a)
 		}
 	}
 	if (names_query_is_empty(&a->query))
-		return cli_usage_error(&cmd_snapshot, "cannot snapshot: no PID given");
+		return cli_usage_error(&cmd_snapshot,
+				       "cannot snapshot%s: no PID or NAME given, nor --exe, "
+				       "--cgroup, --unit, --pidfile or --match",
+				       a->all ? " by --all alone" : "");
 	return -1;
 }
 

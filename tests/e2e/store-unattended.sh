@@ -37,6 +37,9 @@ says err "cannot match '('"
 exits 0 sh -c "'$UFFD_SNAP' snapshot -q --name t --match 'usnapwitnes[s]\$'; exit \$?"
 exits 1 sh -c "'$UFFD_SNAP' snapshot -q --match 'pattern-of-nobody'; exit \$?"
 exits 2 usnap snapshot
+says err 'no PID or NAME given, nor --exe'
+exits 2 usnap snapshot --all
+says err '--all alone'
 exits 0 usnap snapshot -q usnapwitness
 [ -d store/usnapwitness ] || fail 'no name was made of the process'
 
