@@ -273,7 +273,10 @@ static int bring_up(const struct run_args *a, struct run_program *p, bool *ret_t
 	}
 	if (code == 0 && !found) {
 		if (a->restore_or_start && !a->quiet)
-			msg_info("there is no image of '%s': starting it", a->name);
+			msg_info("there is no image of '%s': starting it%s", a->name,
+				 a->every_s || a->on_signal
+					 ? ""
+					 : "; without --every, others have to take one");
 		bool distrusts = p->distrusts;
 
 		code = run_program_start(a, p);
@@ -384,6 +387,17 @@ static int run_command(const struct run_args *a)
 	return run_until_end(a);
 }
 
+/* Images of a name can be taken by cron as well, but what is said here is of those that we take. */
+static void warn_of_nothing(const struct run_args *a)
+{
+	const struct run_passed *of = a->prune.nr ? &a->prune : &a->snapshot;
+
+	if (a->every_s || a->on_signal || !of->nr)
+		return;
+	msg_warning("%.*s has no effect: without --every no image is taken",
+		    (int)strcspn(of->arg[0], "="), of->arg[0]);
+}
+
 static int run(int argc, char **argv)
 {
 	struct run_args a;
@@ -394,6 +408,7 @@ static int run(int argc, char **argv)
 		return code;
 	if (a.quiet)
 		msg_set_level(MSG_QUIET);
+	warn_of_nothing(&a);
 	/* Whoever started us may ignore it: then nobody could wait for anything. */
 	signal(SIGCHLD, SIG_DFL);
 	run_signals(&set);

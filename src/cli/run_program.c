@@ -21,6 +21,7 @@
 #include "store/links.h"
 #include "store/registry.h"
 #include "store/storelock.h"
+#include "store/storetime.h"
 
 extern char **environ;
 
@@ -390,8 +391,9 @@ static enum outcome try_each(const struct run_args *a, const struct store *store
 			     const struct store_images *images, const struct store_link *links,
 			     struct run_program *ret, int *ret_signal)
 {
-	char ref[STORE_NAME_MAX + STORE_ID_LEN + 2];
+	char ref[STORE_NAME_MAX + STORE_ID_LEN + 2], id[sizeof(ref)];
 	cleanup_free char *dir = NULL;
+	char stamp[STORETIME_STAMP + 1];
 	bool skipped = false, unfit = false;
 
 	if (asprintf(&dir, "%s/%s", store_path(store), a->name) < 0)
@@ -399,7 +401,12 @@ static enum outcome try_each(const struct run_args *a, const struct store *store
 	for (size_t i = newest_wanted(images, ret->avoid); dir && i--;) {
 		enum outcome o = DAMAGED;
 
-		snprintf(ref, sizeof(ref), "%s@%s", a->name, images->image[i].id);
+		/* Whoever reads it knows the time from list; of two at once it would be one. */
+		snprintf(id, sizeof(id), "%s@%s", a->name, images->image[i].id);
+		if (storetime_stamp(images->image[i].t0_ms, stamp) == 0)
+			snprintf(ref, sizeof(ref), "%s@%s", a->name, stamp);
+		else
+			memcpy(ref, id, sizeof(ref));
 		if (!links[i].readable) {
 			msg_error("%s", links[i].why);
 			/* One that we may not read may be as good as any. */
@@ -412,7 +419,7 @@ static enum outcome try_each(const struct run_args *a, const struct store *store
 			unfit = true;
 			continue;
 		} else {
-			o = restore_one(a, ref, ret, ret_signal);
+			o = restore_one(a, id, ret, ret_signal);
 		}
 		ret->distrusts = skipped;
 		if (o == RUNS && !a->quiet)

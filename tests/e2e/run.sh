@@ -28,6 +28,10 @@ same 'help of the command' "$(cat out)" --help
 exits 2 usnap run
 exits 2 usnap run --every never -- true
 exits 2 usnap run --keep-last x -- true
+exits 0 usnap run --keep-last 3 -- true
+says err '--keep-last has no effect: without --every'
+exits 0 env UFFD_SNAP_SIGNAL=USR1 "$UFFD_SNAP" run --keep-last 3 -- true
+says_not err 'no effect'
 exits 2 env UFFD_SNAP_KEEP='keep five' "$UFFD_SNAP" run -- true
 exits 2 usnap run --pid 1
 exits 1 usnap run --pid 999999999 --every 1s
