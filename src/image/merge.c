@@ -34,8 +34,24 @@ struct merge {
 	unsigned char *compressed, *raw, *out;
 	struct batch whole; /* a frame that is taken over as it is; its bytes are in compressed */
 	struct batch rest; /* what is left of others, until it is a frame */
+	struct batch referred; /* pages that the parent has; there is no frame */
+	bool *in_parent; /* by page */
 	uint64_t done, last_progress;
 };
+
+static struct page_run *new_run(struct batch *b)
+{
+	if (b->nr_runs == b->room_runs) {
+		size_t room = b->room_runs ? 2 * b->room_runs : MAX_SLOTS;
+		struct page_run *runs = realloc(b->runs, room * sizeof(*runs));
+
+		if (!runs)
+			return NULL;
+		b->runs = runs;
+		b->room_runs = room;
+	}
+	return &b->runs[b->nr_runs++];
+}
 
 static int add_run(struct batch *b, uint64_t addr, uint32_t slot, uint32_t ps)
 {
@@ -45,16 +61,9 @@ static int add_run(struct batch *b, uint64_t addr, uint32_t slot, uint32_t ps)
 		r->nr_pages++;
 		return 0;
 	}
-	if (b->nr_runs == b->room_runs) {
-		size_t room = b->room_runs ? 2 * b->room_runs : MAX_SLOTS;
-		struct page_run *runs = realloc(b->runs, room * sizeof(*runs));
-
-		if (!runs)
-			return -ENOMEM;
-		b->runs = runs;
-		b->room_runs = room;
-	}
-	b->runs[b->nr_runs++] = (struct page_run){
+	if (!(r = new_run(b)))
+		return -ENOMEM;
+	*r = (struct page_run){
 		.addr = addr, .frame = PAGE_NEW_FRAME, .slot = (uint16_t)slot, .nr_pages = 1};
 	return 0;
 }
@@ -72,6 +81,47 @@ static int append(struct merge *m, struct batch *b, const void *data, size_t len
 	b->nr_pages = 0;
 	b->nr_runs = 0;
 	return r;
+}
+
+/* The parent has the page at addr. */
+static int refer(struct merge *m, uint64_t addr)
+{
+	struct batch *b = &m->referred;
+	struct page_run *r = b->nr_runs ? &b->runs[b->nr_runs - 1] : NULL;
+	int e = 0;
+
+	if (r && r->nr_pages < UINT16_MAX &&
+	    r->addr + (uint64_t)r->nr_pages * m->img->info.page_size == addr) {
+		r->nr_pages++;
+		return 0;
+	}
+	if (b->nr_runs == MAX_SLOTS)
+		e = append(m, b, NULL, 0);
+	if (e == 0 && !(r = new_run(b)))
+		e = -ENOMEM;
+	if (e == 0)
+		*r = (struct page_run){.addr = addr, .frame = PAGE_IN_PARENT, .nr_pages = 1};
+	return e;
+}
+
+/* What need not be read at all. */
+static int refer_to_parent(struct merge *m)
+{
+	const struct usnap_image *parent = writer_parent(m->w);
+	uint64_t hint = 0;
+	int r = 0;
+
+	if (!(m->in_parent = calloc(m->img->nr_pages + 1, sizeof(*m->in_parent))))
+		return -ENOMEM;
+	for (uint64_t i = 0; parent && i < m->img->nr_pages && r == 0; i++) {
+		struct page_hash h;
+
+		memcpy(h.b, img_page_hash(m->img, i), sizeof(h.b));
+		m->in_parent[i] = references_match(parent, img_page_addr(m->img, i), &h, &hint);
+		if (m->in_parent[i])
+			r = refer(m, img_page_addr(m->img, i));
+	}
+	return r == 0 && m->referred.nr_runs ? append(m, &m->referred, NULL, 0) : r;
 }
 
 static int flush_rest(struct merge *m, struct usnap_err *err)
@@ -140,6 +190,8 @@ static int take_parts(struct merge *m, uint64_t nr, struct usnap_err *err)
 		uint64_t page = m->by_frame[i];
 		uint32_t slot = img_page_slot(img, page);
 
+		if (m->in_parent[page])
+			continue;
 		if (!moved[slot]) {
 			if ((m->rest.nr_pages + 1) * ps > NEW_FRAME_BYTES) {
 				if ((r = flush_rest(m, err)) < 0)
@@ -161,11 +213,20 @@ static int take_frame(struct merge *m, uint64_t nr, struct usnap_err *err)
 {
 	const struct usnap_image *img = m->img;
 	bool used[MAX_SLOTS] = {false};
+	uint64_t nr_pages = m->first[nr + 1] - m->first[nr], nr_referred = 0;
 	uint32_t nr_used = 0;
 	struct img_frame f;
-	int r = read_frame(m, nr, &f, err);
+	int r;
 
+	m->done += nr_pages * img->info.page_size;
+	for (uint64_t i = m->first[nr]; i < m->first[nr + 1]; i++)
+		nr_referred += m->in_parent[m->by_frame[i]];
+	if (nr_referred == nr_pages)
+		return 0;
+	r = read_frame(m, nr, &f, err);
 	for (uint64_t i = m->first[nr]; i < m->first[nr + 1] && r == 0; i++) {
+		if (m->in_parent[m->by_frame[i]])
+			continue;
 		uint32_t slot = img_page_slot(img, m->by_frame[i]);
 
 		r = check_page(m, m->by_frame[i], &f, err);
@@ -174,15 +235,15 @@ static int take_frame(struct merge *m, uint64_t nr, struct usnap_err *err)
 	}
 	if (r < 0)
 		return r;
-	m->done += (m->first[nr + 1] - m->first[nr]) * img->info.page_size;
-	return nr_used == f.raw_bytes / img->info.page_size ? take_whole(m, nr, &f)
-							    : take_parts(m, nr, err);
+	return !nr_referred && nr_used == f.raw_bytes / img->info.page_size
+		       ? take_whole(m, nr, &f)
+		       : take_parts(m, nr, err);
 }
 
 static int take_frames(struct merge *m, struct usnap_err *err)
 {
 	uint64_t total = m->img->nr_pages * m->img->info.page_size;
-	int r = 0;
+	int r = refer_to_parent(m);
 
 	for (uint64_t nr = 0; nr < m->img->nr_frames && r == 0; nr++) {
 		if (m->o->cancel && *m->o->cancel)
@@ -204,6 +265,7 @@ static int write_identity(struct merge *m, struct usnap_err *err)
 {
 	unsigned char id[FORMAT_ID_BYTES];
 	char hex[FORMAT_HASH_HEX + 1];
+	const struct usnap_image *parent = writer_parent(m->w);
 	json_t *j = json_deep_copy(m->img->snapshot), *from = json_array();
 	cleanup_free char *text = NULL;
 
@@ -217,9 +279,11 @@ static int write_identity(struct merge *m, struct usnap_err *err)
 			from, json_string(hash_hex(hex, m->img->images + i * FORMAT_INDEX_RECORD)));
 	json_object_set_new(j, "merged_from", from);
 	json_object_set_new(j, "id", json_string(hash_hex(hex, id)));
-	json_object_set_new(j, "parent", json_null());
+	json_object_set_new(j, "parent", parent ? json_string(parent->id) : json_null());
 	json_object_del(j, "parent_path");
-	json_object_del(j, "depth");
+	/* Else it goes on to say how long ago the last full image was taken. */
+	if (!parent)
+		json_object_del(j, "depth");
 	text = json_dumps(j, JSON_INDENT(1));
 	json_decref(j);
 	if (!text)
@@ -286,8 +350,10 @@ static int prepare(struct merge *m, struct usnap_err *err)
 	    ZSTD_isError(ZSTD_CCtx_setParameter(m->cctx, ZSTD_c_compressionLevel, m->o->level)) ||
 	    ZSTD_isError(ZSTD_CCtx_setParameter(m->cctx, ZSTD_c_checksumFlag, 1)))
 		return usnap_fail_errno(err, -ENOMEM, "cannot merge '%s'", img->name);
-	r = image_writer_open(&m->w, &wo, err);
-	return r < 0 ? r : image_writer_begin(m->w, err);
+	if ((r = image_writer_open(&m->w, &wo, err)) < 0 ||
+	    (m->o->parent && (r = image_writer_set_parent(m->w, m->o->parent, err)) < 0))
+		return r;
+	return image_writer_begin(m->w, err);
 }
 
 int image_merge(struct usnap_image *img, const struct merge_options *o,
@@ -331,5 +397,7 @@ int image_merge(struct usnap_image *img, const struct merge_options *o,
 	free(m.rest.runs);
 	free(m.whole.hashes);
 	free(m.whole.runs);
+	free(m.referred.runs);
+	free(m.in_parent);
 	return r;
 }

@@ -58,13 +58,27 @@ static int set_needs(struct store_link *l, const unsigned char *refers, size_t n
 	return 0;
 }
 
-/* The image that it was merged of, or LINKS_NONE. */
-static long merged_from(const struct usnap_image *img, const struct by_id *ids, size_t nr)
+/* The images that it was merged of; its own predecessor is the first. */
+static int set_from(struct store_link *l, const struct usnap_image *img, const struct by_id *ids,
+		    size_t nr)
 {
 	const json_t *from = json_object_get(img->snapshot, "merged_from");
-	const char *id = json_string_value(json_array_get(from, 0));
+	size_t n = MIN(json_array_size(from), (size_t)FORMAT_MAX_IMAGES + 1);
 
-	return id ? find(ids, nr, id) : LINKS_NONE;
+	if (!n)
+		return 0;
+	if (!(l->from = malloc(n * sizeof(*l->from))))
+		return -ENOMEM;
+	for (size_t i = 0; i < n; i++) {
+		const char *id = json_string_value(json_array_get(from, i));
+		long at = id ? find(ids, nr, id) : LINKS_MISSING;
+
+		if (at >= 0)
+			l->from[l->nr_from++] = (size_t)at;
+		if (!i && id)
+			l->merged_from = at;
+	}
+	return 0;
 }
 
 static int load(struct store_link *l, const char *path, const struct store_image *i,
@@ -91,8 +105,9 @@ static int load(struct store_link *l, const char *path, const struct store_image
 	} else {
 		l->readable = true;
 		l->parent = info.parent ? find(ids, nr, info.parent) : LINKS_NONE;
-		l->merged_from = n ? LINKS_NONE : merged_from(img, ids, nr);
 		r = set_needs(l, refers, n, ids, nr);
+		if (r == 0)
+			r = set_from(l, img, ids, nr);
 	}
 	usnap_image_free(img);
 	return r;
@@ -121,7 +136,10 @@ int store_links_load(struct store *s, const char *name, const struct store_image
 	for (size_t i = 0; r == 0 && i < images->nr; i++) {
 		long old = links[i].merged_from;
 
-		if (old >= 0 && images->image[old].t0_ms == images->image[i].t0_ms)
+		/* A file that says so of itself, or of one that says so of it, is not believed. */
+		if (old >= 0 && (size_t)old != i && links[i].readable && !links[i].nr_missing &&
+		    links[old].merged_from != (long)i &&
+		    images->image[old].t0_ms == images->image[i].t0_ms)
 			links[old].replaced = true;
 	}
 	if (r < 0) {
@@ -135,8 +153,10 @@ int store_links_load(struct store *s, const char *name, const struct store_image
 
 void store_links_free(struct store_link *links, size_t nr)
 {
-	for (size_t i = 0; links && i < nr; i++)
+	for (size_t i = 0; links && i < nr; i++) {
 		free(links[i].needs);
+		free(links[i].from);
+	}
 	free(links);
 }
 

@@ -17,10 +17,12 @@ enum {
 struct store_link {
 	bool readable; /* what it needs is known */
 	bool damaged; /* not readable, and never will be */
-	bool replaced; /* by one that was merged of it, and needs nothing */
+	bool replaced; /* by one that was merged of it, and lacks nothing */
 	char why[512]; /* it is not readable */
 	long parent; /* the image that it continues: where it is in images, or LINKS_ */
 	long merged_from; /* the image that it was made of, where that is still there */
+	size_t *from; /* all that it was made of and that are still there */
+	size_t nr_from;
 	size_t *needs; /* where they are in images, ascending */
 	size_t nr_needs, nr_missing; /* nr_missing: needed, and not in images */
 	char missing[STORE_ID_LEN + 1]; /* the first of them */
