@@ -46,7 +46,10 @@ int refs_open_store(struct store **ret, const char *store, struct usnap_err *err
 	cleanup_free char *usual = NULL;
 	int r = store ? 0 : store_default_path(&usual, err);
 
-	return r < 0 ? r : store_open(ret, store ? store : usual, false, err);
+	if (r < 0 || (r = store_open(ret, store ? store : usual, false, err)) != -ENOENT)
+		return r;
+	return usnap_hint(err,
+			  "the first snapshot makes it; --store or UFFD_SNAP_STORE name another");
 }
 
 bool refs_split(const char *arg, char name[STORE_NAME_MAX + 1], const char **ret_when)
