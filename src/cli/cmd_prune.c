@@ -1,5 +1,7 @@
 #include <errno.h>
 #include <getopt.h>
+#include <inttypes.h>
+#include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,24 +11,30 @@
 #include "cli/cli.h"
 #include "cli/msg.h"
 #include "cli/names.h"
-#include "cli/prune_plan.h"
+#include "cli/prune_carry.h"
 #include "cli/refs.h"
 #include "cli/show.h"
 #include "cli/unattended.h"
 #include "common/util.h"
-#include "image/merge.h"
-#include "store/store_commit.h"
 #include "store/storelock.h"
 #include "store/storetime.h"
 
 struct prune {
 	struct store *store;
-	struct retention rules;
+	struct prune_rules rules;
 	char of_unit[STORE_NAME_MAX + 1]; /* "": of none */
-	bool dry_run, quiet, skip_if_busy, strict;
+	bool dry_run, quiet, skip_if_busy, json;
 	int worst;
+	json_t *rows; /* with json */
 	const volatile sig_atomic_t *interrupted;
 };
+
+static const char *why_else(const struct prune_plan *v, size_t i)
+{
+	return !v->links[i].readable	? "damaged"
+	       : v->links[i].nr_missing ? "incomplete"
+					: "needed by others";
+}
 
 static void print_each(const struct prune_plan *v, const char *name)
 {
@@ -35,16 +43,14 @@ static void print_each(const struct prune_plan *v, const char *name)
 	for (size_t i = 0; i < v->images.nr; i++) {
 		if (storetime_stamp(v->images.image[i].t0_ms, stamp) < 0)
 			continue;
-		printf("%s ", v->keep[i] ? "keep  " : "remove");
+		printf("%s ", v->stays[i] ? "keep  " : "remove");
 		show_text(name);
 		printf("@%s", stamp);
-		if (v->keep[i] && v->why[i])
+		if (v->stays[i] && v->why[i])
 			printf("  %s%s", retention_reasons(v->why[i], reasons, sizeof(reasons)),
-			       (long)i == v->merge ? ", merged" : "");
-		else if (v->keep[i])
-			printf("  %s", !v->links[i].readable	? "damaged"
-				       : v->links[i].nr_missing ? "incomplete"
-								: "needed by others");
+			       v->must[i] ? ", merged" : "");
+		else if (v->stays[i])
+			printf("  %s", why_else(v, i));
 		putchar('\n');
 	}
 }
@@ -54,31 +60,105 @@ struct tally {
 	uint64_t bytes;
 };
 
-/* Of those that are marked, or of all. */
-static struct tally count(const struct prune_plan *p, const bool *marked)
+static struct tally count(const struct prune_plan *p)
 {
-	struct tally t = {0};
+	struct tally t = {.nr = p->images.nr};
 
 	for (size_t i = 0; i < p->images.nr; i++)
-		if (!marked || marked[i]) {
-			t.nr++;
-			t.bytes += p->images.image[i].bytes;
-		}
+		t.bytes += p->images.image[i].bytes;
 	return t;
 }
 
-static void print_summary(const struct prune *p, const struct prune_plan *v, const char *name,
-			  struct tally before, struct tally after)
+static struct tally count_after(const struct prune_plan *p)
 {
+	struct tally t = {.bytes = p->bytes_after};
+
+	for (size_t i = 0; i < p->images.nr; i++)
+		t.nr += p->stays[i];
+	return t;
+}
+
+static size_t count_merged(const struct prune_plan *p)
+{
+	size_t nr = 0;
+
+	for (size_t i = 0; i < p->images.nr; i++)
+		nr += p->must[i];
+	return nr;
+}
+
+/* merged: so many were, or would be. */
+static void print_summary(const struct prune *p, const struct prune_plan *v, const char *name,
+			  struct tally before, size_t merged)
+{
+	struct tally after = count_after(v);
 	char a[24], b[24];
 
 	show_text(name);
-	printf(": %s %zu of %zu images (%s of %s)", p->dry_run ? "would keep" : "kept", after.nr,
-	       before.nr, show_size(a, after.bytes), show_size(b, before.bytes));
+	printf(": %s %zu of %zu images (%s%s of %s)", p->dry_run ? "would keep" : "kept", after.nr,
+	       before.nr, v->merge < 0 ? "" : "about ", show_size(a, after.bytes),
+	       show_size(b, before.bytes));
+	if (merged)
+		printf(", %zu of them merged", merged);
 	if (v->held)
 		printf(", %zu of them because others refer to %s", v->held,
 		       v->held == 1 ? "it" : "them");
 	putchar('\n');
+}
+
+static json_t *decision(const struct store_image *image, bool stays, bool merged, const char *why)
+{
+	return json_pack("{s:s, s:I, s:I, s:s, s:b, s:s}", "id", image->id, "t0_ms",
+			 (json_int_t)image->t0_ms, "file_bytes", (json_int_t)image->bytes,
+			 "decision", stays ? "keep" : "remove", "merged", stays && merged, "why",
+			 stays ? why : "");
+}
+
+/* The images that there were, as the first plan has them. */
+static json_t *decisions(const struct prune_plan *v)
+{
+	json_t *all = json_array();
+	char reasons[96];
+
+	for (size_t i = 0; i < v->images.nr; i++)
+		json_array_append_new(
+			all,
+			decision(&v->images.image[i], v->stays[i], v->must[i],
+				 v->why[i] ? retention_reasons(v->why[i], reasons, sizeof(reasons))
+					   : why_else(v, i)));
+	return all;
+}
+
+/* Which of them are there, in the end: limits of size depend on what merging gave. */
+static void correct(json_t *images, const struct prune_plan *now)
+{
+	size_t i;
+	json_t *j;
+
+	json_array_foreach (images, i, j) {
+		uint64_t t0_ms = (uint64_t)json_integer_value(json_object_get(j, "t0_ms"));
+		bool stays = false;
+
+		for (size_t k = 0; k < now->images.nr && !stays; k++)
+			stays = now->stays[k] && now->images.image[k].t0_ms == t0_ms;
+		if (!stays)
+			json_object_set_new(j, "decision", json_string("remove"));
+	}
+}
+
+static void add_json(struct prune *p, const struct prune_plan *v, const char *name,
+		     struct tally before, size_t merged, json_t *images)
+{
+	struct tally after = count_after(v);
+
+	correct(images, v);
+	json_array_append_new(p->rows,
+			      json_pack("{s:s, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "name",
+					name, "dry_run", p->dry_run, "kept", (json_int_t)after.nr,
+					"removed", (json_int_t)(before.nr - after.nr), "merged",
+					(json_int_t)merged, "held", (json_int_t)v->held,
+					"file_bytes_before", (json_int_t)before.bytes, "file_bytes",
+					(json_int_t)after.bytes, "images", images));
 }
 
 /* Whatever cannot be read is said each time, until somebody decides. */
@@ -99,109 +179,64 @@ static void warn(struct prune *p, const struct prune_plan *v, const char *name)
 	}
 }
 
-/* What the merged image takes at most, beside what there is until it is complete. */
-static int hint_room(const struct prune_plan *p, struct usnap_err *err)
+/* A limit that is not kept is a failure: somebody counts on it. */
+static void check_size(struct prune *p, const struct prune_plan *v, const char *name)
 {
-	const struct store_link *l = &p->links[p->merge];
-	uint64_t bytes = p->images.image[p->merge].bytes;
-	char size[24];
+	uint64_t limit = p->rules.keep.max_bytes;
+	char a[24], b[24];
+	struct usnap_err err = {0};
 
-	for (size_t i = 0; i < l->nr_needs; i++)
-		bytes += p->images.image[l->needs[i]].bytes;
-	return usnap_hint(err, "merging needs up to %s; all images are as they were",
-			  show_size(size, bytes));
+	if (!limit || v->bytes_after <= limit)
+		return;
+	usnap_fail(&err, -EFBIG, "cannot keep '%s' within %s: what stays takes %s%s", name,
+		   show_size(a, limit), v->merge < 0 ? "" : "about ", show_size(b, v->bytes_after));
+	usnap_hint(&err, "the newest image always stays; a larger --max-size holds it");
+	p->worst = cli_worse(p->worst, msg_failure(&err));
 }
 
-/* An image takes the place of itself and all that it refers to. */
-static int merge(const struct prune *p, const char *name, const struct prune_plan *plan,
-		 struct store_lock *lock, struct usnap_err *err)
+static void report(struct prune *p, const struct prune_plan *plan, const char *name,
+		   struct tally before, size_t merged, json_t **images)
 {
-	const struct store_image *old = &plan->images.image[plan->merge];
-	struct usnap_image *img = usnap_image_new();
-	cleanup_free char *path = NULL, *from = NULL;
-	struct output *out = NULL;
-	struct merge_options mo = {.level = 1, .cancel = p->interrupted};
-	struct image_writer_stats stats;
-	char file[STORE_FILE_LEN + 1];
-	int r = 0;
-
-	if (!img || asprintf(&from, "%s/%s/%s", store_path(p->store), name, old->file) < 0)
-		r = usnap_fail_errno(err, -ENOMEM, "cannot merge '%s'", old->file);
-	if (r == 0 && (r = usnap_image_open(img, from)) < 0)
-		usnap_fail(err, r, "%s", usnap_image_error(img));
-	if (r == 0 && (r = store_new_path(p->store, name, &path, err)) == 0)
-		r = output_open(&out, path, err);
-	if (r == 0) {
-		mo.fd = output_fd(out);
-		r = image_merge(img, &mo, &stats, err);
+	if (p->json) {
+		add_json(p, plan, name, before, merged, *images);
+		*images = NULL;
+	} else if (!p->quiet) {
+		print_summary(p, plan, name, before, merged);
+		fflush(stdout);
 	}
-	if (r == 0)
-		r = store_commit(out, file, err);
-	output_close(out);
-	usnap_image_free(img);
-	if (r == -ENOSPC)
-		return hint_room(plan, err);
-	if (r < 0)
-		return r;
-	/* Killed here, there are two of this time: the next run removes the old one. */
-	if ((size_t)plan->merge + 1 == plan->images.nr &&
-	    (r = store_set_latest(store_lock_fd(lock), file)) < 0)
-		return usnap_fail_errno(err, r, "cannot set 'latest' to '%s'", file);
-	if (unlinkat(store_lock_fd(lock), old->file, 0) < 0)
-		return usnap_fail_errno(err, -errno, "cannot remove '%s'", from);
-	return 0;
-}
-
-/* First what can go as it is: merging needs room. */
-static int carry_out(struct prune *p, const char *name, struct prune_plan *plan,
-		     struct store_lock *lock, struct usnap_err *err)
-{
-	size_t removed;
-	int r;
-
-	for (;;) {
-		r = store_links_remove(plan->links, &plan->images, plan->remove,
-				       store_lock_fd(lock), &removed);
-		if (r < 0)
-			return usnap_fail_errno(err, r, "cannot remove from '%s/%s'",
-						store_path(p->store), name);
-		if (plan->merge < 0 || (p->interrupted && *p->interrupted))
-			return 0;
-		if ((r = merge(p, name, plan, lock, err)) < 0)
-			return r;
-		prune_plan_free(plan);
-		if ((r = prune_plan_make(plan, p->store, name, &p->rules, p->strict, err)) < 0)
-			return r;
-	}
+	warn(p, plan, name);
+	check_size(p, plan, name);
 }
 
 static int prune_name(struct prune *p, const char *name, struct usnap_err *err)
 {
 	const struct store_lock_options lo = {.no_wait = p->skip_if_busy, .cancel = p->interrupted};
+	struct prune_carry carry = {.store = p->store, .name = name, .interrupted = p->interrupted};
 	struct prune_plan plan;
-	struct store_lock *lock;
-	struct tally all = {0};
-	int r = store_lock(&lock, p->store, name, p->dry_run ? STORE_READ : STORE_REMOVE, &lo, err);
+	struct tally before = {0};
+	json_t *images = NULL;
+	int r = store_lock(&carry.lock, p->store, name, p->dry_run ? STORE_READ : STORE_REMOVE, &lo,
+			   err);
 
 	if (r < 0)
 		return r;
 	if (!p->dry_run)
-		store_clean(store_lock_fd(lock));
-	r = prune_plan_make(&plan, p->store, name, &p->rules, p->strict, err);
-	if (r == 0 && !p->quiet && p->dry_run)
-		print_each(&plan, name);
-	if (r == 0)
-		all = count(&plan, NULL);
-	if (r == 0 && !p->dry_run)
-		r = carry_out(p, name, &plan, lock, err);
-	if (r == 0 && !p->quiet)
-		print_summary(p, &plan, name, all, count(&plan, plan.keep));
+		store_clean(store_lock_fd(carry.lock));
+	r = prune_plan_make(&plan, p->store, name, &p->rules, err);
 	if (r == 0) {
-		fflush(stdout);
-		warn(p, &plan, name);
+		before = count(&plan);
+		images = p->json ? decisions(&plan) : NULL;
+		if (p->dry_run && !p->quiet && !p->json)
+			print_each(&plan, name);
 	}
+	if (r == 0 && !p->dry_run)
+		r = prune_carry_out(&carry, &plan, &p->rules, err);
+	if (r == 0)
+		report(p, &plan, name, before, p->dry_run ? count_merged(&plan) : carry.merged,
+		       &images);
+	json_decref(images);
 	prune_plan_free(&plan);
-	store_unlock(lock);
+	store_unlock(carry.lock);
 	return r;
 }
 
@@ -242,6 +277,8 @@ enum {
 	OPT_UNIT,
 	OPT_STORE,
 	OPT_MERGE,
+	OPT_NEEDED,
+	OPT_JSON,
 	OPT_SKIP
 };
 
@@ -255,7 +292,9 @@ static const struct option options[] = {
 	{"max-size", required_argument, NULL, OPT_MAX_SIZE},
 	{"unit", required_argument, NULL, OPT_UNIT},
 	{"store", required_argument, NULL, OPT_STORE},
+	{"keep-needed", required_argument, NULL, OPT_NEEDED},
 	{"merge", no_argument, NULL, OPT_MERGE},
+	{"json", no_argument, NULL, OPT_JSON},
 	{"skip-if-busy", no_argument, NULL, OPT_SKIP},
 	{"dry-run", no_argument, NULL, 'n'},
 	{"quiet", no_argument, NULL, 'q'},
@@ -281,28 +320,36 @@ static bool parse_size(const char *text, uint64_t *ret)
 	return true;
 }
 
+static int set_count(const char *name, uint64_t *count)
+{
+	if (!strchr(optarg, 'x') && show_parse_number(optarg, count))
+		return -1;
+	return cli_usage_error(&cmd_prune, "cannot use '%s' as --%s: a number is wanted", optarg,
+			       name);
+}
+
 /* -1, or the exit status. */
 static int set(struct prune *p, int o, const char **store, char **argv)
 {
-	if (o >= OPT_COUNT && o < OPT_WITHIN) {
-		uint64_t *count = (uint64_t *)((char *)&p->rules + counts[o - OPT_COUNT].offset);
-
-		if (strchr(optarg, 'x') || !show_parse_number(optarg, count))
-			return cli_usage_error(&cmd_prune,
-					       "cannot use '%s' as --%s: a number is wanted",
-					       optarg, counts[o - OPT_COUNT].name);
-		return -1;
-	}
+	if (o >= OPT_COUNT && o < OPT_WITHIN)
+		return set_count(
+			counts[o - OPT_COUNT].name,
+			(uint64_t *)((char *)&p->rules.keep + counts[o - OPT_COUNT].offset));
 	switch (o) {
+	case OPT_NEEDED:
+		return set_count("keep-needed", &p->rules.spare);
+	case OPT_JSON:
+		p->json = true;
+		return -1;
 	case OPT_WITHIN:
-		if (storetime_duration(optarg, &p->rules.within_s) < 0)
+		if (storetime_duration(optarg, &p->rules.keep.within_s) < 0)
 			return cli_usage_error(&cmd_prune,
 					       "cannot use '%s' as --keep-within: a time such as "
 					       "36h, 7d or 1M is wanted",
 					       optarg);
 		return -1;
 	case OPT_MAX_SIZE:
-		if (!parse_size(optarg, &p->rules.max_bytes))
+		if (!parse_size(optarg, &p->rules.keep.max_bytes))
 			return cli_usage_error(&cmd_prune,
 					       "cannot use '%s' as --max-size: a size is wanted",
 					       optarg);
@@ -314,7 +361,7 @@ static int set(struct prune *p, int o, const char **store, char **argv)
 		*store = optarg;
 		return -1;
 	case OPT_MERGE:
-		p->strict = true;
+		p->rules.spare = 0;
 		return -1;
 	case OPT_SKIP:
 		p->skip_if_busy = true;
@@ -347,9 +394,10 @@ static int run_prune(int argc, char **argv)
 	for (int o; (o = getopt_long(argc, argv, ":nq", options, NULL)) != -1;)
 		if ((r = set(&p, o, &store, argv)) >= 0)
 			return r;
-	if (retention_is_empty(&p.rules))
+	if (retention_is_empty(&p.rules.keep))
 		return cli_usage_error(&cmd_prune, "cannot prune: no rule says what is to be kept");
-	p.rules.now_ms = wall_ns() / 1000000;
+	p.rules.keep.now_ms = wall_ns() / 1000000;
+	p.rows = json_array();
 	p.interrupted = unattended_catch_signals();
 	if (refs_open_store(&p.store, store, &err) < 0)
 		return msg_failure(&err);
@@ -359,6 +407,11 @@ static int run_prune(int argc, char **argv)
 		prune_names(&p, &unit, 1, true);
 	prune_names(&p, argv + optind, (size_t)(argc - optind), true);
 	prune_names(&p, all.name, all.nr, false);
+	if (p.json)
+		p.worst = cli_worse(p.worst,
+				    show_json(json_pack("{s:s, s:O}", "store", store_path(p.store),
+							"names", p.rows)));
+	json_decref(p.rows);
 	store_names_free(&all);
 	store_close(p.store);
 	if (*p.interrupted) {
@@ -381,14 +434,17 @@ const struct cli_command cmd_prune = {
 		"                        7d, 1M\n"
 		"      --max-size SIZE   of each name, remove the oldest until it takes no more\n"
 		"      --unit UNIT       the name that 'snapshot --unit UNIT' gives its images\n"
-		"      --merge           merge images with those they refer to, wherever these\n"
-		"                        would stay for no other reason\n"
+		"      --keep-needed N   let up to N images stay that only others need, before\n"
+		"                        all are merged that refer to such; 0 if not given\n"
+		"      --merge           the same as --keep-needed 0\n"
 		"      --store DIR       the store, if not the usual one\n"
 		"      --skip-if-busy    pass over names that another run has\n"
+		"      --json            tell what was decided, in JSON\n"
 		"  -n, --dry-run         show what would be kept and why, and remove nothing\n"
 		"  -q, --quiet           print nothing but errors\n"
 		"\n"
-		"The last image always stays. What an image that stays refers to stays with\n"
-		"it, until merging the two takes less room.\n",
+		"The last image always stays. Those that stay are merged with what they refer\n"
+		"to, where no rule keeps that. With a --max-size that is too small even for the\n"
+		"last image, the exit status is 1.\n",
 	.run = run_prune,
 };

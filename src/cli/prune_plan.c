@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/util.h"
 
@@ -21,66 +22,81 @@ static size_t first_free(const struct prune_plan *p)
 	return i;
 }
 
-/* How many that stay for their own sake need each: by; and how many that stay at all: by_any. */
-static void count_needed(const struct prune_plan *p, size_t *by, size_t *by_any)
+static void mark_pinned(struct prune_plan *p)
 {
+	size_t free = first_free(p);
+
 	for (size_t i = 0; i < p->images.nr; i++)
-		for (size_t k = 0; p->keep[i] && k < p->links[i].nr_needs; k++) {
-			by[p->links[i].needs[k]] += p->why[i] || is_incomplete(p, i);
-			by_any[p->links[i].needs[k]]++;
-		}
+		p->pinned[i] = i < free || !p->links[i].readable || is_incomplete(p, i);
+	store_links_close(p->links, p->pinned, p->images.nr);
 }
 
-/* Whatever it refers to is kept for it alone, and there is such. */
-static bool saves_room(const struct prune_plan *p, size_t image, const size_t *by, size_t free)
-{
-	const struct store_link *l = &p->links[image];
-	bool any = false;
-
-	for (size_t i = 0; i < l->nr_needs; i++) {
-		size_t need = l->needs[i];
-
-		if (p->why[need] || need < free || is_incomplete(p, need))
-			continue;
-		if (by[need] > 1)
-			return false;
-		any = true;
-	}
-	return any;
-}
-
-/* Those that cannot stay as they are when nothing stays but what the rules want. */
-static void mark_strict(const struct prune_plan *p, bool *must, size_t free)
+/* Those that need what no rule wants and could go; and then those that need these, for a merged
+ * image is another one. */
+static void mark_must(struct prune_plan *p)
 {
 	bool more = true;
 
+	for (size_t i = 0; i < p->images.nr; i++)
+		p->must[i] = false;
 	while (more) {
 		more = false;
 		for (size_t i = 0; i < p->images.nr; i++)
-			for (size_t k = 0; p->why[i] && !must[i] && k < p->links[i].nr_needs; k++) {
+			for (size_t k = 0;
+			     p->why[i] && !p->pinned[i] && !p->must[i] && k < p->links[i].nr_needs;
+			     k++) {
 				size_t need = p->links[i].needs[k];
 
-				if (p->why[need] ? !must[need]
-						 : need < free || is_incomplete(p, need))
-					continue;
-				must[i] = more = true;
+				if (!p->pinned[need] && (!p->why[need] || p->must[need]))
+					p->must[i] = more = true;
 			}
 	}
 }
 
-/* One that nobody else needs, so that the merged one can take its place at once. */
-static long choose_merge(const struct prune_plan *p, const bool *must, bool strict,
-			 const size_t *by, const size_t *by_any)
+static bool is_any(const bool *marked, const size_t *at, size_t nr)
 {
-	size_t free = first_free(p);
+	for (size_t i = 0; i < nr; i++)
+		if (marked[at[i]])
+			return true;
+	return false;
+}
 
-	for (size_t i = p->images.nr; i-- > free;) {
-		if (!p->why[i] || by_any[i])
-			continue;
-		if (strict ? must[i] : i + 1 < p->images.nr && saves_room(p, i, by, free))
-			return (long)i;
+/* The last one before it that a rule keeps as well and that has pages in common with it: it refers
+ * to that one, to what that refers to, or to what that was merged of. Or -1. */
+static long choose_parent(const struct prune_plan *p, size_t image)
+{
+	const struct store_link *l = &p->links[image];
+	bool *needed = p->scratch;
+	long parent = -1;
+
+	for (size_t k = 0; k < l->nr_needs; k++)
+		needed[l->needs[k]] = true;
+	for (size_t i = image; i-- > 0 && parent < 0;)
+		if (p->why[i] && p->images.image[i].t0_ms < p->images.image[image].t0_ms &&
+		    (needed[i] || is_any(needed, p->links[i].needs, p->links[i].nr_needs) ||
+		     is_any(needed, p->links[i].from, p->links[i].nr_from)))
+			parent = (long)i;
+	for (size_t k = 0; k < l->nr_needs; k++)
+		needed[l->needs[k]] = false;
+	return parent;
+}
+
+/* What a merged image takes: about as much as the largest that it was made of, which is the full
+ * one; or what came since its parent. */
+static uint64_t guess_bytes(const struct prune_plan *p, size_t image)
+{
+	const struct store_link *l = &p->links[image];
+	long parent = choose_parent(p, image);
+	uint64_t whole = p->images.image[image].bytes, since = whole;
+
+	for (size_t k = 0; k < l->nr_needs; k++) {
+		uint64_t bytes = p->images.image[l->needs[k]].bytes;
+
+		whole = MAX(whole, bytes);
+		if ((long)l->needs[k] > parent && !p->why[l->needs[k]])
+			since += bytes;
 	}
-	return -1;
+	return parent < 0 ? whole : MIN(whole, since);
 }
 
 static uint64_t kept_bytes(const struct prune_plan *p)
@@ -92,17 +108,53 @@ static uint64_t kept_bytes(const struct prune_plan *p)
 	return total;
 }
 
-static void close_over(struct prune_plan *p)
+/* Whether something is to be merged, now that it is known what rules keep. What a run has begun
+ * that was killed is brought to its end. */
+static bool is_merge_due(const struct prune_plan *p, const struct prune_rules *rules)
+{
+	size_t held = 0;
+	bool begun = false;
+
+	for (size_t i = 0; i < p->images.nr; i++) {
+		bool is_held = p->keep[i] && !p->why[i] && !p->pinned[i];
+
+		held += is_held;
+		begun |= is_held && p->links[i].replaced;
+	}
+	return held && (begun || held > rules->spare ||
+			(rules->keep.max_bytes && kept_bytes(p) > rules->keep.max_bytes));
+}
+
+/* What stays now, and what in the end. */
+static void close_over(struct prune_plan *p, const struct prune_rules *rules)
 {
 	/* What cannot be read is no good as the one of its day. It is not removed behind
 	 * anybody's back either. */
 	for (size_t i = 0; i < p->images.nr; i++)
-		p->keep[i] = p->why[i] || !p->links[i].readable || is_incomplete(p, i);
-	p->held = store_links_close(p->links, p->keep, p->images.nr);
+		p->keep[i] = p->why[i] || p->pinned[i];
+	store_links_close(p->links, p->keep, p->images.nr);
+	mark_must(p);
+	if (!is_merge_due(p, rules))
+		memset(p->must, 0, p->images.nr * sizeof(*p->must));
+	p->merge = p->parent = -1;
+	p->bytes_after = p->held = 0;
+	for (size_t i = 0; i < p->images.nr; i++)
+		if (p->must[i] && p->merge < 0)
+			p->merge = (long)i;
+	for (size_t i = 0; i < p->images.nr; i++) {
+		p->stays[i] = p->merge < 0 ? p->keep[i] : p->why[i] || p->pinned[i];
+		p->held +=
+			p->stays[i] && !p->why[i] && p->links[i].readable && !is_incomplete(p, i);
+		if (p->stays[i])
+			p->bytes_after += p->must[i] ? guess_bytes(p, i) : p->images.image[i].bytes;
+	}
+	if (p->merge >= 0)
+		p->parent = choose_parent(p, (size_t)p->merge);
 }
 
 /* Of those that rules keep the oldest are given up, so many; never the newest. */
-static void give_up(struct prune_plan *p, const unsigned *why, size_t nr)
+static void give_up(struct prune_plan *p, const struct prune_rules *rules, const unsigned *why,
+		    size_t nr)
 {
 	size_t last = p->images.nr;
 
@@ -114,12 +166,12 @@ static void give_up(struct prune_plan *p, const unsigned *why, size_t nr)
 		p->why[i] = gives ? 0 : why[i];
 		nr -= gives;
 	}
-	close_over(p);
+	close_over(p, rules);
 }
 
-/* What is kept for others counts as well: as few go as it takes. The fewer stay by a rule, the
- * fewer stay for others. */
-static int fit(struct prune_plan *p, uint64_t max_bytes)
+/* What is kept for others counts as well: as few go as it takes, merged where that helps. The fewer
+ * stay by a rule, the less all take. */
+static int fit(struct prune_plan *p, const struct prune_rules *rules)
 {
 	cleanup_free unsigned *why = calloc(p->images.nr + 1, sizeof(*why));
 	size_t a = 0, b = p->images.nr;
@@ -131,13 +183,13 @@ static int fit(struct prune_plan *p, uint64_t max_bytes)
 	while (a < b) {
 		size_t m = a + (b - a) / 2;
 
-		give_up(p, why, m);
-		if (kept_bytes(p) > max_bytes)
+		give_up(p, rules, why, m);
+		if (p->bytes_after > rules->keep.max_bytes)
 			a = m + 1;
 		else
 			b = m;
 	}
-	give_up(p, why, a);
+	give_up(p, rules, why, a);
 	return 0;
 }
 
@@ -147,7 +199,7 @@ static bool may_count(const struct prune_plan *p, size_t i)
 	return p->links[i].readable && !p->links[i].nr_missing && !p->links[i].replaced;
 }
 
-static int judge(struct prune_plan *p, const struct retention *rules)
+static int judge(struct prune_plan *p, const struct prune_rules *rules)
 {
 	struct retention_item *items = calloc(p->images.nr + 1, sizeof(*items));
 	size_t n = 0, k = 0;
@@ -159,46 +211,41 @@ static int judge(struct prune_plan *p, const struct retention *rules)
 		if (may_count(p, i))
 			items[n++] = (struct retention_item){.t0_ms = p->images.image[i].t0_ms,
 							     .bytes = p->images.image[i].bytes};
-	retention_apply(rules, items, n);
+	retention_apply(&rules->keep, items, n);
 	for (size_t i = 0; i < p->images.nr; i++)
 		if (may_count(p, i))
 			p->why[i] = items[k++].keep;
+	for (size_t i = 0; i < p->images.nr; i++)
+		if (p->images.image[i].t0_ms < rules->since_ms)
+			p->why[i] = 0;
 	free(items);
-	close_over(p);
-	if (rules->max_bytes)
-		r = fit(p, rules->max_bytes);
+	mark_pinned(p);
+	close_over(p, rules);
+	if (rules->keep.max_bytes)
+		r = fit(p, rules);
 	for (size_t i = 0; i < p->images.nr; i++)
 		p->remove[i] = !p->keep[i];
 	return r;
 }
 
 int prune_plan_make(struct prune_plan *p, struct store *s, const char *name,
-		    const struct retention *rules, bool strict, struct usnap_err *err)
+		    const struct prune_rules *rules, struct usnap_err *err)
 {
-	cleanup_free bool *must = NULL;
-	cleanup_free size_t *by = NULL, *by_any = NULL;
+	bool **const marks[] = {&p->pinned, &p->keep, &p->remove, &p->must, &p->stays, &p->scratch};
 	int r;
 
-	*p = (struct prune_plan){.merge = -1};
+	*p = (struct prune_plan){.merge = -1, .parent = -1};
 	if ((r = store_scan(s, name, &p->images, err)) < 0 ||
 	    (r = store_links_load(s, name, &p->images, &p->links, err)) < 0)
 		return r;
-	p->why = calloc(p->images.nr + 1, sizeof(*p->why));
-	p->keep = calloc(p->images.nr + 1, sizeof(*p->keep));
-	p->remove = calloc(p->images.nr + 1, sizeof(*p->remove));
-	must = calloc(p->images.nr + 1, sizeof(*must));
-	by = calloc(p->images.nr + 1, sizeof(*by));
-	by_any = calloc(p->images.nr + 1, sizeof(*by_any));
-	r = p->why && p->keep && p->remove && must && by && by_any ? judge(p, rules) : -ENOMEM;
-	if (r < 0) {
-		usnap_fail_errno(err, r, "cannot prune '%s'", name);
-	} else {
-		if (strict)
-			mark_strict(p, must, first_free(p));
-		count_needed(p, by, by_any);
-		p->merge = choose_merge(p, must, strict, by, by_any);
-	}
-	return r;
+	if (!(p->why = calloc(p->images.nr + 1, sizeof(*p->why))))
+		r = -ENOMEM;
+	for (size_t i = 0; i < ARRAY_SIZE(marks); i++)
+		if (!(*marks[i] = calloc(p->images.nr + 1, sizeof(**marks[i]))))
+			r = -ENOMEM;
+	if (r == 0)
+		r = judge(p, rules);
+	return r < 0 ? usnap_fail_errno(err, r, "cannot prune '%s'", name) : 0;
 }
 
 void prune_plan_free(struct prune_plan *p)
@@ -206,7 +253,11 @@ void prune_plan_free(struct prune_plan *p)
 	store_links_free(p->links, p->images.nr);
 	store_images_free(&p->images);
 	free(p->why);
+	free(p->pinned);
 	free(p->keep);
 	free(p->remove);
-	*p = (struct prune_plan){.merge = -1};
+	free(p->must);
+	free(p->stays);
+	free(p->scratch);
+	*p = (struct prune_plan){.merge = -1, .parent = -1};
 }

@@ -1,12 +1,19 @@
 /*
  * What prune decides about the images of a name: which stay by the rules,
- * which for those, and which is to be merged so that others can go.
+ * which only for those, and which is to be merged so that others can go.
  *
- * A merged image takes the place of one that stays, and refers to none. That
- * saves room when what it refers to is kept for nothing else, and then it is
- * done; or always, with "strict", so that nothing stays but what the rules
- * want. The newest image is merged only with "strict": the next snapshot
- * would begin a new chain each time.
+ * An image that no rule wants and others refer to goes once these are written
+ * anew without it: what they need of it becomes theirs. The oldest comes
+ * first, and becomes a full image; the next ones continue it, so that
+ * together they take no more than before. Each has the same time and a new
+ * id, and takes the place of its original when nothing refers to that any
+ * more; until then both are there, and the original counts for no rule.
+ *
+ * That writes up to as much as stays. Those who want it more seldom let some
+ * images stay for others ("spare"), and all are merged when there are more.
+ *
+ * Not merged is what could not go anyway: what cannot be read, all that is
+ * older than that, and what lacks an image and all that it needs ("pinned").
  */
 #ifndef USNAP_CLI_PRUNE_PLAN_H
 #define USNAP_CLI_PRUNE_PLAN_H
@@ -17,17 +24,29 @@
 #include "store/retention.h"
 #include "store/store.h"
 
+struct prune_rules {
+	struct retention keep;
+	uint64_t spare; /* images that may stay for others only */
+	uint64_t since_ms; /* no rule wants what is older: it was given up for its size */
+};
+
 struct prune_plan {
 	struct store_images images;
 	struct store_link *links;
 	unsigned *why; /* KEEP_..., 0: not by a rule */
-	bool *keep, *remove; /* each is one or the other */
-	size_t held; /* kept for others only */
+	bool *pinned; /* stays whatever the rules say */
+	bool *keep, *remove; /* now: each is one or the other */
+	bool *must; /* to be merged, sooner or later */
+	bool *stays; /* when all is done */
+	size_t held; /* of those that stay: for others only */
+	uint64_t bytes_after; /* of what stays; a guess while there is something to merge */
 	long merge; /* the image to be merged next, or -1 */
+	long parent; /* what it is to continue, or -1 */
+	bool *scratch;
 };
 
 int prune_plan_make(struct prune_plan *p, struct store *s, const char *name,
-		    const struct retention *rules, bool strict, struct usnap_err *err);
+		    const struct prune_rules *rules, struct usnap_err *err);
 void prune_plan_free(struct prune_plan *p);
 
 #endif

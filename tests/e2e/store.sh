@@ -24,6 +24,11 @@ sound() {
 
 # --- what a store is --------------------------------------------------------
 
+for command in list 'verify --all' 'prune --keep-last 1'; do
+	# shellcheck disable=SC2086
+	exits 1 usnap $command
+	says err 'hint: the first snapshot makes it'
+done
 exits 0 usnap snapshot "$a" --name one
 says out "$UFFD_SNAP_STORE/one/"
 same 'mode of the store' "$(stat -c %a store store/one | tr '\n' ' ')" '700 700 '
@@ -84,17 +89,46 @@ for i in 1 2 3 4 5; do
 	usnap snapshot -q "$a" --name one --full-every 3
 done
 same 'full images' "$(usnap list --json one | jq '[.images[] | select(.needs == [])] | length')" 2
-before=$(images one)
-exits 0 usnap prune --keep-last 2 --dry-run one
-says out 'keep'
-same 'images after --dry-run' "$(images one)" "$before"
+# instants NAME: of its images. as_planned OPTION...: prune does what --dry-run says it would.
+instants() { usnap list --json "$1" | jq -c '[.images[].t0_ms]'; }
+as_planned() {
+	local planned before
+	before=$(instants one)
+	exits 0 usnap prune --dry-run one "$@"
+	planned=$(awk '$1 == "keep"' out | wc -l)
+	says out "would keep $planned of "
+	exits 0 usnap prune --dry-run --json one "$@"
+	same "kept by $*" "$(jq '.names[0].kept' out)" "$planned"
+	planned=$(jq -c '[.names[0].images[] | select(.decision == "keep").t0_ms]' out)
+	same 'images after --dry-run' "$(instants one)" "$before"
+	exits 0 usnap prune --json one "$@"
+	same "kept by $*" "$(jq -c '[.names[0].images[] | select(.decision == "keep").t0_ms]' out)" "$planned"
+	same "images after $*" "$(instants one)" "$planned"
+	same "bytes after $*" "$(jq '.names[0].file_bytes' out)" "$(usnap list --json one | jq '.file_bytes')"
+	sound
+}
+as_planned --keep-last 5 --keep-needed 2
+as_planned --keep-last 4 --keep-needed 2
+[ "$(images one)" -gt 4 ] || fail 'nothing stays for others'
+as_planned --keep-last 2
+same images "$(images one)" 2
 exits 0 usnap prune --keep-last 2 -q one
 same 'output of -q' "$(cat out err)" ''
-sound
-exits 0 usnap prune --keep-last 2 --merge one
-same images "$(images one)" 2
-sound
-exits 0 usnap prune --keep-last 9 --max-size 1 one
+# A chain goes on from a merged image.
+usnap snapshot "$a" --name one >out
+same 'the next needs others' "$(usnap list --json one | jq '.images[-1].needs | length > 0')" true
+for i in 1 2 3 4; do
+	usnap snapshot -q "$a" --name one
+done
+as_planned --keep-last 3 --merge
+same images "$(images one)" 3
+same 'full images' "$(usnap list --json one | jq '[.images[] | select(.needs == [])] | length')" 1
+usnap snapshot -q "$a" --name one
+exits 0 usnap prune --keep-last 9 --keep-needed 99 --max-size 1G one
+same images "$(images one)" 4
+exits 1 usnap prune -q --keep-last 9 --max-size 1 one
+says err "cannot keep 'one' within 1 B"
+says err 'hint: '
 same images "$(images one)" 1
 sound
 exits 2 usnap prune one
@@ -186,6 +220,11 @@ pids+=($!)
 loop log.6 "$UFFD_SNAP" list --json &
 pids+=($!)
 loop log.7 "$UFFD_SNAP" verify -q --all &
+pids+=($!)
+merged() { "$UFFD_SNAP" merge -q "$1" -o "merged.$1.usnap" && "$UFFD_SNAP" verify -q "merged.$1.usnap"; }
+loop log.8 merged a &
+pids+=($!)
+loop log.9 merged b &
 pids+=($!)
 sleep 0.5
 failed=

@@ -7,15 +7,17 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "cli/prune_plan.h"
+#include "cli/prune_carry.h"
 #include "image/merge.h"
 #include "imagefixture.h"
 #include "store/store.h"
+#include "store/storelock.h"
 
 #define HOUR_MS UINT64_C(3600000)
 /* 2023-11-14T21:13:20: the third image is the first of a day. */
 #define START_MS UINT64_C(1699996400000)
 #define NAME "one"
+#define ALL_SPARE UINT64_MAX
 
 static char dir[4096];
 static struct store *store;
@@ -55,6 +57,22 @@ static void path_of(unsigned nr, char path[128])
 	snprintf(path, 128, "store/" NAME "/%s", file);
 }
 
+/* Whatever its id is by now. */
+static void path_there(unsigned nr, char path[128])
+{
+	struct store_images images;
+	struct usnap_err err = {0};
+
+	cr_assert_eq(store_scan(store, NAME, &images, &err), 0);
+	path[0] = '\0';
+	for (size_t i = 0; i < images.nr; i++)
+		if (images.image[i].t0_ms == START_MS + nr * HOUR_MS)
+			snprintf(path, 128, "store/" NAME "/%s", images.image[i].file);
+	store_images_free(&images);
+}
+
+static size_t nr_pages; /* of each image */
+
 /* Image nr, one an hour. content: a letter per page; what the parent (0: none) has there as well is
  * referred to. */
 static void put(unsigned nr, unsigned parent, const char *content)
@@ -68,19 +86,20 @@ static void put(unsigned nr, unsigned parent, const char *content)
 	struct image_encoder *e;
 	struct image_writer *w;
 
+	nr_pages = strlen(content);
 	path_of(nr, path);
 	o.fd = open(path, O_CREAT | O_RDWR | O_CLOEXEC, 0600);
 	cr_assert_eq(image_writer_open(&w, &o, &err), 0, "%s", err.text);
 	if (parent) {
-		path_of(parent, path);
+		path_there(parent, path);
 		cr_assert_eq(usnap_image_open(p, path), 0);
 		cr_assert_eq(image_writer_set_parent(w, p, &err), 0, "%s", err.text);
 	}
 	cr_assert_eq(image_writer_begin(w, &err), 0);
 	snprintf(text, sizeof(text),
 		 "{\"format\":\"uffd-snap image\",\"version\":1,\"id\":\"%032x\",\"parent\":null,"
-		 "\"t0\":{\"realtime_ns\":%u},\"page_size\":4096,\"target\":{\"pid\":123}}",
-		 nr, nr);
+		 "\"t0\":{\"realtime_ns\":%llu},\"page_size\":4096,\"target\":{\"pid\":123}}",
+		 nr, (unsigned long long)(START_MS + nr * HOUR_MS) * 1000000);
 	cr_assert_eq(image_writer_member(w, "snapshot.json", text, strlen(text), &err), 0);
 	cr_assert_eq(image_writer_member(w, "process.json", fixture_process,
 					 sizeof(fixture_process) - 1, &err),
@@ -96,44 +115,195 @@ static void put(unsigned nr, unsigned parent, const char *content)
 	close(o.fd);
 }
 
-/* The plan in letters: k kept by a rule, o for others, - to be removed; m: to be merged. */
-static const char *planned(const struct retention *rules, bool strict)
+/* The plan in letters: k kept by a rule, o for others, - to be removed; m: to be merged. spare:
+ * images that may stay for others. */
+static const char *planned(const struct retention *keep, uint64_t spare)
 {
+	const struct prune_rules rules = {.keep = *keep, .spare = spare};
 	static char ret[32];
 	struct usnap_err err = {0};
 
 	prune_plan_free(&plan);
-	cr_assert_eq(prune_plan_make(&plan, store, NAME, rules, strict, &err), 0, "%s", err.text);
+	cr_assert_eq(prune_plan_make(&plan, store, NAME, &rules, &err), 0, "%s", err.text);
 	cr_assert_lt(plan.images.nr, sizeof(ret));
 	for (size_t i = 0; i < plan.images.nr; i++)
-		ret[i] = plan.remove[i]		 ? '-'
-			 : (long)i == plan.merge ? 'm'
-			 : plan.why[i]		 ? 'k'
-						 : 'o';
+		ret[i] = plan.remove[i] ? '-' : plan.must[i] ? 'm' : plan.why[i] ? 'k' : 'o';
 	ret[plan.images.nr] = '\0';
 	return ret;
 }
 
-Test(prune, merges_what_alone_needs_another)
+/* Does it, as planned before. Returns how many were merged. */
+static size_t done(const struct retention *keep, uint64_t spare)
+{
+	const struct prune_rules rules = {.keep = *keep, .spare = spare};
+	struct prune_carry c = {.store = store, .name = NAME};
+	struct usnap_err err = {0};
+
+	planned(keep, spare);
+	cr_assert_eq(store_lock(&c.lock, store, NAME, STORE_REMOVE, NULL, &err), 0);
+	cr_assert_eq(prune_carry_out(&c, &plan, &rules, &err), 0, "%s", err.text);
+	store_unlock(c.lock);
+	return c.merged;
+}
+
+/* What is there: "1ab 3Ab", numbers and contents. */
+static const char *there(void)
+{
+	static char ret[1024];
+	struct store_images images;
+	struct usnap_err err = {0};
+	size_t len = 0;
+
+	ret[0] = '\0';
+	cr_assert_eq(store_scan(store, NAME, &images, &err), 0);
+	for (size_t i = 0; i < images.nr; i++) {
+		struct usnap_image *img = usnap_image_new();
+		unsigned char page[PAGE];
+		char path[128];
+
+		snprintf(path, sizeof(path), "store/" NAME "/%s", images.image[i].file);
+		cr_assert_eq(usnap_image_open(img, path), 0, "%s", usnap_image_error(img));
+		len += (size_t)sprintf(ret + len, "%s%u", i ? " " : "",
+				       (unsigned)((images.image[i].t0_ms - START_MS) / HOUR_MS));
+		for (size_t k = 0; k < nr_pages; k++) {
+			cr_assert_eq(usnap_image_read(img, HEAP + k * PAGE, page, PAGE), 0, "%s",
+				     usnap_image_error(img));
+			cr_assert_eq(memcmp(page, page + 1, PAGE - 1), 0);
+			ret[len++] = (char)page[0];
+		}
+		ret[len] = '\0';
+		usnap_image_free(img);
+	}
+	store_images_free(&images);
+	return ret;
+}
+
+Test(prune, merges_what_needs_an_image_that_goes)
 {
 	put(1, 0, "ab");
 	put(2, 1, "Ab");
 	put(3, 0, "xy");
-	cr_assert_str_eq(planned(&(struct retention){.last = 2}, false), "omk");
-	cr_assert_str_eq(planned(&(struct retention){.last = 1}, false), "--k");
+	cr_assert_str_eq(planned(&(struct retention){.last = 2}, 0), "omk");
+	cr_assert_str_eq(planned(&(struct retention){.last = 2}, 1), "okk");
+	cr_assert_str_eq(planned(&(struct retention){.last = 1}, 0), "--k");
+	cr_assert_eq(done(&(struct retention){.last = 2}, 0), 1);
+	cr_assert_str_eq(there(), "2Ab 3xy");
 }
 
-/* The third is kept for the fourth, and needs the second: that may not become another image. */
-Test(prune, merges_nothing_that_an_image_kept_for_others_needs)
+/* Not the first one only: what needs a merged image needs another one then. */
+Test(prune, leaves_of_a_chain_what_the_rules_keep)
+{
+	const struct retention rules = {.last = 2};
+
+	put(1, 0, "abcd");
+	put(2, 1, "Abcd");
+	put(3, 2, "ABcd");
+	put(4, 3, "ABCd");
+	put(5, 4, "ABCD");
+	cr_assert_str_eq(planned(&rules, ALL_SPARE), "oookk");
+	cr_assert_str_eq(planned(&rules, 3), "oookk");
+	cr_assert_str_eq(planned(&rules, 2), "ooomm");
+	for (size_t i = 0; i < 5; i++)
+		cr_assert_eq(plan.stays[i], i >= 3);
+	cr_assert_eq(done(&rules, 2), 2);
+	cr_assert_str_eq(there(), "4ABCd 5ABCD");
+	/* The second goes on to refer to the first. */
+	cr_assert_str_eq(planned(&rules, 0), "kk");
+	cr_assert_eq(plan.links[0].nr_needs, 0);
+	cr_assert_eq(plan.links[1].nr_needs, 1);
+	cr_assert_eq(plan.links[1].parent, 0);
+	cr_assert_eq(done(&rules, 0), 0);
+}
+
+Test(prune, merges_only_after_what_goes)
 {
 	const struct retention rules = {.daily = 2};
 
-	put(1, 0, "ab");
-	put(2, 1, "Ab");
-	put(3, 2, "AB");
-	put(4, 3, "!B");
-	cr_assert_str_eq(planned(&rules, false), "okok");
-	cr_assert_str_eq(planned(&rules, true), "okom");
+	put(1, 0, "abcd");
+	put(2, 1, "Abcd");
+	put(3, 2, "ABcd");
+	put(4, 3, "!Bcd");
+	cr_assert_str_eq(planned(&rules, 0), "omom");
+	cr_assert_eq(done(&rules, 0), 2);
+	cr_assert_str_eq(there(), "2Abcd 4!Bcd");
+}
+
+/* The images of two chains do not come to refer to each other. */
+Test(prune, keeps_chains_apart)
+{
+	const struct retention rules = {.last = 4};
+
+	put(1, 0, "abcd");
+	put(2, 1, "Abcd");
+	put(3, 2, "ABcd");
+	put(4, 0, "ABcd");
+	put(5, 4, "ABxd");
+	cr_assert_str_eq(planned(&rules, 0), "ommkk");
+	cr_assert_eq(done(&rules, 0), 2);
+	cr_assert_str_eq(there(), "2Abcd 3ABcd 4ABcd 5ABxd");
+	cr_assert_str_eq(planned(&rules, 0), "kkkk");
+	cr_assert_eq(plan.links[0].nr_needs + plan.links[2].nr_needs, 0);
+	cr_assert_eq(plan.links[1].needs[0], 0);
+	cr_assert_eq(plan.links[3].needs[0], 2);
+}
+
+/* Whatever is taken and pruned, what stays is what was planned, and holds what it held. */
+Test(prune, loses_nothing_at_random)
+{
+	char content[64][5], want[1024];
+	unsigned last = 0;
+
+	srand(7);
+	for (unsigned nr = 1; nr < 64; nr++) {
+		struct retention rules = {.last = 1 + (uint64_t)rand() % 6,
+					  .daily = (uint64_t)rand() % 3};
+		uint64_t spare = rand() % 3 ? 0 : (uint64_t)rand() % 5;
+		size_t len = 0, held = 0;
+
+		memcpy(content[nr], nr > 1 ? content[nr - 1] : "abcd", 5);
+		content[nr][rand() % 4] = (char)('a' + rand() % 26);
+		put(nr, rand() % 8 ? last : 0, content[nr]);
+		last = nr;
+		if (rand() % 3)
+			continue;
+		planned(&rules, spare);
+		want[0] = '\0';
+		for (size_t i = 0; i < plan.images.nr; i++) {
+			unsigned k = (unsigned)((plan.images.image[i].t0_ms - START_MS) / HOUR_MS);
+
+			held += plan.stays[i] && !plan.why[i];
+			if (plan.stays[i])
+				len += (size_t)sprintf(want + len, "%s%u%s", len ? " " : "", k,
+						       content[k]);
+		}
+		cr_assert(held <= spare);
+		done(&rules, spare);
+		cr_assert_str_eq(there(), want);
+		/* The newest may be another image now. */
+		last = nr;
+	}
+}
+
+/* With less than the least of a full image there is one too many always. */
+Test(prune, merges_to_meet_a_size)
+{
+	struct retention rules = {.last = 9};
+
+	put(1, 0, "abcd");
+	put(2, 1, "Abcd");
+	put(3, 2, "ABcd");
+	put(4, 3, "ABCd");
+	planned(&rules, ALL_SPARE);
+	rules.max_bytes = plan.bytes_after - 1;
+	done(&rules, ALL_SPARE);
+	cr_assert(plan.bytes_after <= rules.max_bytes);
+	cr_assert(plan.keep[plan.images.nr - 1]);
+	cr_assert_eq(plan.held, 0);
+	cr_assert_not_null(strstr(there(), "4ABCd"));
+	rules.max_bytes = 1;
+	done(&rules, ALL_SPARE);
+	cr_assert_str_eq(there(), "4ABCd");
+	cr_assert(plan.bytes_after > rules.max_bytes);
 }
 
 Test(prune, keeps_all_before_what_cannot_be_read)
@@ -146,8 +316,8 @@ Test(prune, keeps_all_before_what_cannot_be_read)
 	put(4, 0, "xy");
 	path_of(3, path);
 	cr_assert_eq(truncate(path, 1000), 0);
-	cr_assert_str_eq(planned(&(struct retention){.last = 2}, false), "okok");
-	cr_assert_str_eq(planned(&(struct retention){.last = 2}, true), "okok");
+	cr_assert_str_eq(planned(&(struct retention){.last = 2}, 0), "okok");
+	cr_assert_str_eq(planned(&(struct retention){.last = 2}, 0), "okok");
 }
 
 Test(prune, does_not_count_on_an_image_that_lacks_others)
@@ -159,8 +329,8 @@ Test(prune, does_not_count_on_an_image_that_lacks_others)
 	put(3, 1, "aB");
 	path_of(1, path);
 	cr_assert_eq(unlink(path), 0);
-	cr_assert_str_eq(planned(&(struct retention){.last = 1}, false), "ko");
-	cr_assert_str_eq(planned(&(struct retention){.max_bytes = 1}, false), "ko");
+	cr_assert_str_eq(planned(&(struct retention){.last = 1}, 0), "ko");
+	cr_assert_str_eq(planned(&(struct retention){.max_bytes = 1}, 0), "ko");
 }
 
 Test(prune, counts_an_image_once_that_a_killed_run_had_merged)
@@ -186,7 +356,7 @@ Test(prune, counts_an_image_once_that_a_killed_run_had_merged)
 	snprintf(to, sizeof(to), "store/" NAME "/%s", file);
 	cr_assert_eq(rename("merged", to), 0);
 	close(o.fd);
-	planned(&(struct retention){.last = 2}, false);
+	planned(&(struct retention){.last = 2}, 0);
 	cr_assert_eq(plan.images.nr, 4);
 	/* By id, which orders the two of one time. */
 	for (size_t i = 2; i < 4; i++)
@@ -203,18 +373,17 @@ Test(prune, gives_up_as_few_as_the_size_takes)
 
 	for (unsigned i = 1; i <= 9; i++)
 		put(i, i > 1 && i % 3 != 1 ? i - 1 : 0, i % 2 ? "ab" : "aB");
-	cr_assert_str_eq(planned(&rules, false), "kkkkkkkkk");
+	cr_assert_str_eq(planned(&rules, ALL_SPARE), "kkkkkkkkk");
 	for (size_t i = 0; i < 9; i++)
 		bytes[i] = plan.images.image[i].bytes;
 	for (size_t stay = 1; stay <= 9; stay++) {
-		uint64_t kept = 0;
+		uint64_t kept;
 
 		rules.max_bytes = 0;
 		for (size_t i = 9 - stay; i < 9; i++)
 			rules.max_bytes += bytes[i];
-		planned(&rules, false);
-		for (size_t i = 0; i < 9; i++)
-			kept += plan.keep[i] ? bytes[i] : 0;
+		planned(&rules, ALL_SPARE);
+		kept = plan.bytes_after;
 		cr_assert(plan.keep[8]);
 		cr_assert(kept >= before);
 		/* The last needs one more, and a chain has three. */
@@ -222,5 +391,5 @@ Test(prune, gives_up_as_few_as_the_size_takes)
 		cr_assert(kept + bytes[0] + bytes[1] + bytes[2] > rules.max_bytes, "%zu", stay);
 		before = kept;
 	}
-	cr_assert_str_eq(planned(&rules, false), "kkkkkkkkk");
+	cr_assert_str_eq(planned(&rules, ALL_SPARE), "kkkkkkkkk");
 }

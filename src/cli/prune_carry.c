@@ -1,0 +1,158 @@
+#include "cli/prune_carry.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "cli/show.h"
+#include "common/util.h"
+#include "image/merge.h"
+#include "store/store_commit.h"
+
+/* What merging takes at most, beside what there is until all is done. */
+static int hint_room(const struct prune_plan *p, struct usnap_err *err)
+{
+	uint64_t bytes = 0;
+	char size[24];
+
+	for (size_t i = 0; i < p->images.nr; i++)
+		if (p->keep[i])
+			bytes += p->images.image[i].bytes;
+	return usnap_hint(err, "merging needs up to %s; all images are as they were",
+			  show_size(size, bytes));
+}
+
+static int open_image(const struct prune_carry *c, const struct prune_plan *p, long at,
+		      struct usnap_image **ret, struct usnap_err *err)
+{
+	cleanup_free char *path = NULL;
+	int r;
+
+	if (!(*ret = usnap_image_new()) || asprintf(&path, "%s/%s/%s", store_path(c->store),
+						    c->name, p->images.image[at].file) < 0)
+		return usnap_fail_errno(err, -ENOMEM, "cannot merge '%s'",
+					p->images.image[at].file);
+	r = usnap_image_open(*ret, path);
+	return r < 0 ? usnap_fail(err, r, "%s", usnap_image_error(*ret)) : 0;
+}
+
+static int write_merged(const struct prune_carry *c, struct merge_options *o,
+			struct usnap_image *img, char file[STORE_FILE_LEN + 1],
+			struct usnap_err *err)
+{
+	cleanup_free char *path = NULL;
+	struct output *out = NULL;
+	int r = store_new_path(c->store, c->name, &path, err);
+
+	if (r == 0)
+		r = output_open(&out, path, err);
+	if (r == 0) {
+		o->fd = output_fd(out);
+		r = image_merge(img, o, NULL, err);
+	}
+	if (r == 0)
+		r = store_commit(out, file, err);
+	output_close(out);
+	return r;
+}
+
+/* The merged image is there beside its original, which goes when nothing refers to it: killed
+ * here, the next run sees to that. */
+static int merge(struct prune_carry *c, const struct prune_plan *plan, struct usnap_err *err)
+{
+	struct merge_options o = {.level = 1, .cancel = c->interrupted};
+	struct usnap_image *img = NULL;
+	char file[STORE_FILE_LEN + 1];
+	int r = open_image(c, plan, plan->merge, &img, err);
+
+	if (r == 0 && plan->parent >= 0)
+		r = open_image(c, plan, plan->parent, &o.parent, err);
+	if (r == 0)
+		r = write_merged(c, &o, img, file, err);
+	if (r == -ESTALE && o.parent && !(c->interrupted && *c->interrupted)) {
+		/* It has another secret, say: without it, all is copied. */
+		usnap_image_free(o.parent);
+		o.parent = NULL;
+		*err = (struct usnap_err){0};
+		r = write_merged(c, &o, img, file, err);
+	}
+	usnap_image_free(img);
+	usnap_image_free(o.parent);
+	if (r < 0)
+		return r;
+	c->merged++;
+	if ((size_t)plan->merge + 1 == plan->images.nr &&
+	    (r = store_set_latest(store_lock_fd(c->lock), file)) < 0)
+		return usnap_fail_errno(err, r, "cannot set 'latest' to '%s'", file);
+	return 0;
+}
+
+/* Merged images beside their originals are of use to the next run only if that gets further: with a
+ * full disk it would not. */
+static void roll_back(const struct prune_carry *c)
+{
+	struct store_images images = {0};
+	struct store_link *links = NULL;
+	cleanup_free bool *keep = NULL;
+	size_t removed;
+
+	if (store_scan(c->store, c->name, &images, NULL) < 0 ||
+	    store_links_load(c->store, c->name, &images, &links, NULL) < 0)
+		goto out;
+	if (!(keep = calloc(images.nr + 1, sizeof(*keep))))
+		goto out;
+	for (size_t i = 0; i < images.nr; i++) {
+		long old = links[i].merged_from;
+		bool twice = links[i].readable && old >= 0 && links[old].replaced &&
+			     links[old].readable && !links[old].nr_missing &&
+			     images.image[old].t0_ms == images.image[i].t0_ms;
+
+		keep[i] = !twice;
+	}
+	store_links_close(links, keep, images.nr);
+	for (size_t i = 0; i < images.nr; i++)
+		keep[i] = !keep[i];
+	store_links_remove(links, &images, keep, store_lock_fd(c->lock), &removed);
+out:
+	store_links_free(links, images.nr);
+	store_images_free(&images);
+}
+
+/* What was given up for its size is not wanted again when merging has made room: it may have lost
+ * what it needs to be worth it. */
+static void note_given_up(const struct prune_plan *p, struct prune_rules *rules)
+{
+	size_t i = 0;
+
+	while (i < p->images.nr && !p->why[i])
+		i++;
+	if (rules->keep.max_bytes && i < p->images.nr)
+		rules->since_ms = MAX(rules->since_ms, p->images.image[i].t0_ms);
+}
+
+int prune_carry_out(struct prune_carry *c, struct prune_plan *plan, const struct prune_rules *rules,
+		    struct usnap_err *err)
+{
+	struct prune_rules now = *rules;
+	size_t removed;
+	int r;
+
+	/* First what can go as it is: merging needs room. */
+	for (;;) {
+		r = store_links_remove(plan->links, &plan->images, plan->remove,
+				       store_lock_fd(c->lock), &removed);
+		if (r < 0)
+			return usnap_fail_errno(err, r, "cannot remove from '%s/%s'",
+						store_path(c->store), c->name);
+		if (plan->merge < 0 || (c->interrupted && *c->interrupted))
+			return 0;
+		note_given_up(plan, &now);
+		if ((r = merge(c, plan, err)) < 0)
+			break;
+		prune_plan_free(plan);
+		if ((r = prune_plan_make(plan, c->store, c->name, &now, err)) < 0)
+			return r;
+	}
+	if (r != -ECANCELED)
+		roll_back(c);
+	return r == -ENOSPC || r == -EDQUOT ? hint_room(plan, err) : r;
+}
