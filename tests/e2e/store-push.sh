@@ -1,7 +1,8 @@
 #!/bin/bash
 # What push and pull carry is whole, wherever they are killed and whatever the other side is; nothing is carried twice.
-# timeout: 400
+# timeout: 900
 . "$(dirname "$0")/../lib.sh"
+. "$TESTS/lib-work.sh"
 need rclone jq curl
 
 export UFFD_SNAP_STORE=$PWD/store RCLONE_CONFIG=$PWD/rclone.conf TZ=UTC
@@ -143,7 +144,7 @@ kill_after() {
 	kill -KILL $pid 2>/dev/null || true
 	wait $pid 2>/dev/null || true
 }
-for _ in 1 2 3 4 5 6 7 8 9 10; do
+for ((i = 0; i < $(times 10 100); i++)); do
 	kill_after push w dav:killed
 	kill_after pull --store back dav:killed
 	for f in served/killed/*.usnap; do
