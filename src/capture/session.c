@@ -23,6 +23,7 @@
 #include "common/hurry.h"
 #include "common/io.h"
 #include "common/util.h"
+#include "common/within.h"
 
 /* A single copy that takes longer than this waits for something that will not come. */
 #define STUCK_NS 400000000u
@@ -106,15 +107,6 @@ int capture_all_stopped(struct capture *c, uint64_t stop_ns, int (*fn)(struct ca
 	return r;
 }
 
-/* When to look again. */
-static void soon(struct timespec *ret)
-{
-	clock_gettime(CLOCK_MONOTONIC, ret);
-	ret->tv_nsec += TICK_NS;
-	ret->tv_sec += ret->tv_nsec / 1000000000;
-	ret->tv_nsec %= 1000000000;
-}
-
 static void tick(struct capture *c, uint64_t *last_progress)
 {
 	uint64_t now = now_ns(), since = c->reading_since_ns;
@@ -140,28 +132,17 @@ static void lock_faults(struct capture *c)
 {
 	uint64_t last_progress = now_ns();
 
-	for (;;) {
-		struct timespec until;
-
-		soon(&until);
-		if (pthread_mutex_clocklock(&c->fault_lock, CLOCK_MONOTONIC, &until) == 0)
-			return;
+	while (lock_within(&c->fault_lock, TICK_NS))
 		tick(c, &last_progress);
-	}
 }
 
 static void supervise(struct capture *c)
 {
 	uint64_t last_progress = 0;
 
-	for (;;) {
-		struct timespec until;
-
+	do
 		tick(c, &last_progress);
-		soon(&until);
-		if (pthread_clockjoin_np(c->sweep_tid, NULL, CLOCK_MONOTONIC, &until) == 0)
-			break;
-	}
+	while (join_within(c->sweep_tid, TICK_NS));
 	c->sweep_running = false;
 }
 
@@ -188,6 +169,7 @@ static int begin_attempt(struct capture *c, struct usnap_err *err)
 	if (r < 0 && !c->torn)
 		return usnap_fail_errno(err, r, "cannot write the image");
 	pool_reset(c->pool);
+	pthread_mutex_lock(&c->fault_lock);
 	/* Only now: until here faults were let through without a copy. */
 	c->torn = c->unseen_checked = false;
 	c->nr_saved = 0;
@@ -196,6 +178,7 @@ static int begin_attempt(struct capture *c, struct usnap_err *err)
 	s->arm_passes = s->arm_faults = s->fault_max_ns = s->rescued_pages = 0;
 	s->asks = s->asked_pages = 0;
 	memset(s->fault_latency, 0, sizeof(s->fault_latency));
+	pthread_mutex_unlock(&c->fault_lock);
 	return image_writer_begin(c->writer, err);
 }
 
