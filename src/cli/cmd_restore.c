@@ -499,7 +499,6 @@ const struct cli_command cmd_restore = {
 		"      --pidfile FILE   write the PID of the process into FILE\n"
 		"      --json           print what was done as JSON\n"
 		"  -q, --quiet          print nothing but errors\n"
-		"      --help           show this help\n"
 		"\n"
 		"FILE '-' is standard input. Without --detach, signals are passed on to the\n"
 		"process, and the exit status is that of the process.\n",

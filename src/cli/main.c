@@ -15,7 +15,6 @@ static const struct cli_command cmd_help = {
 	.name = "help",
 	.args = "[COMMAND]",
 	.summary = "show the commands, or the options of one",
-	.help = "  --help  show this text\n",
 	.run = run_help,
 };
 
@@ -117,12 +116,39 @@ static void print_overview(FILE *f)
 	      f);
 }
 
+/* Where the texts of the options begin that end at end: with most of them. */
+static size_t text_column(const char *help, const char *end)
+{
+	size_t best = strlen("      --help  ");
+	bool found = false;
+
+	for (const char *line = help; line < end; line = strchr(line, '\n') + 1) {
+		const char *option = line + strspn(line, " "), *gap = strstr(option, "  ");
+
+		if (*option != '-' || !gap || gap > strchr(line, '\n'))
+			continue;
+		size_t column = (size_t)(gap - line) + strspn(gap, " ");
+		if (!found || column < best)
+			best = column;
+		found = true;
+	}
+	return best;
+}
+
+/* What every command takes comes last of its options, before the text that may follow them. */
+static void print_options(const char *help)
+{
+	const char *text = strstr(help, "\n\n"), *end = text ? text + 1 : help + strlen(help);
+
+	printf("\noptions:\n%.*s%-*sshow this help\n%s", (int)(end - help), help,
+	       (int)text_column(help, end), "      --help", end);
+}
+
 int cli_help(const struct cli_command *cmd)
 {
 	printf("usage: uffd-snap %s%s%s\n\n%s\n", cmd->name, cmd->args && *cmd->args ? " " : "",
 	       cmd->args ? cmd->args : "", cmd->summary);
-	if (cmd->help && *cmd->help)
-		printf("\noptions:\n%s", cmd->help);
+	print_options(cmd->help ? cmd->help : "");
 	return EXIT_DONE;
 }
 

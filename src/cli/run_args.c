@@ -105,7 +105,6 @@ const char run_args_help[] =
 	"      --pid PID         start nothing: look after this process until it ends\n"
 	"      --background      with --pid: let go of terminal and directory\n"
 	"  -q, --quiet           print nothing but errors\n"
-	"      --help            show this help\n"
 	"\n"
 	"Signals are passed on, and the exit status is that of the command.\n";
 

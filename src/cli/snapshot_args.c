@@ -116,8 +116,7 @@ const char snapshot_args_help[] =
 	"      --metrics FILE  keep figures for Prometheus in FILE\n"
 	"      --sync-fd FD    keep in step with whoever is at this socket\n"
 	"      --json          print the summary as JSON\n"
-	"  -q, --quiet         print nothing but errors\n"
-	"      --help          show this help\n";
+	"  -q, --quiet         print nothing but errors\n";
 
 /* A whole number, with a suffix K, M, G or T where suffixes is set. */
 static bool parse_number(const char *text, uint64_t min, uint64_t max, bool suffixes, uint64_t *ret)

@@ -30,14 +30,16 @@ exits 0 usnap help
 cmp out overview
 same stderr "$(cat err)" ''
 
-for c in snapshot info verify read core restore ps check help; do
+for c in snapshot info verify read core restore diff merge list prune rm push pull run ps check help; do
 	grep -q "^  $c " overview || fail "'$c' is not in the overview"
 	exits 0 usnap help "$c"
 	says out "usage: uffd-snap $c"
+	same "'--help' among the options of $c" "$(grep -c '^      --help  ' out)" 1
 	cp out by-help
 	exits 0 usnap "$c" --help
 	cmp out by-help
-	exits 0 usnap "$c" --nonsense whatever --help
+	# What follows "run" can be a command with options of its own.
+	[ "$c" = run ] || exits 0 usnap "$c" --nonsense whatever --help
 	# After "--", it is an argument.
 	[ "$c" = help ] || {
 		got=0
