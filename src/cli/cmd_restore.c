@@ -226,7 +226,7 @@ static int fail(struct restore_front *f, struct usnap_err *err)
  * another plan finds it in use, and a PID namespace instead. Standard input cannot be read again. */
 static bool is_overtaken(const struct restore_args *a, int code)
 {
-	return code == -EEXIST && a->o.pids == RESTORE_PIDS_AUTO && strcmp(a->o.image, "-") != 0;
+	return code == -EEXIST && a->o.pids == RESTORE_PIDS_AUTO && !a->o.from_input;
 }
 
 /* A command with file capabilities is not dumpable, its files in /proc belong to root, and so would those
@@ -270,7 +270,7 @@ static int restore(const struct restore_args *a, struct refs *refs, struct resto
 		restore_free(r);
 		return fail(f, &err);
 	}
-	restore_agent(pid, a->o.image);
+	restore_agent(pid, a->o.from_input ? NULL : a->o.image);
 	if (a->pidfile)
 		write_pidfile(a->pidfile, pid);
 	show_done(r, a, pid, wall_ns() - start);
@@ -355,7 +355,8 @@ static int run_parsed(struct restore_args *a, const char *image, const char *sto
 		refs_close(&refs);
 		return msg_failure(&err);
 	}
-	a->o.image = refs.path[0];
+	a->o.from_input = !strcmp(refs.path[0], "-");
+	a->o.image = a->o.from_input ? "standard input" : refs.path[0];
 	if (a->quiet)
 		msg_set_level(MSG_QUIET);
 	a->o.fds = a->fds;

@@ -79,7 +79,7 @@ static void remember(pid_t pid, uint64_t start_ticks, const char *image)
 	struct usnap_image *img = usnap_image_new();
 	struct usnap_info info;
 
-	if (img && strcmp(image, "-") != 0 && usnap_image_open(img, image) == 0 &&
+	if (img && image && usnap_image_open(img, image) == 0 &&
 	    usnap_image_get_info(img, &info, sizeof(info)) == 0)
 		registry_end(registry_begin(pid, start_ticks), info.t0_realtime_ns / 1000000,
 			     image);

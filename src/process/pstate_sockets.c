@@ -392,6 +392,30 @@ static const char *protocol_name(int family, int type, int protocol)
 	return family_name(family) ? family_name(family) : "socket";
 }
 
+/* A path, or an abstract name behind '@', as in /proc/net/unix; "" when it has neither. */
+static void format_unix(const struct sockaddr_storage *ss, socklen_t len, char *buf, size_t room)
+{
+	const struct sockaddr_un *un = (const void *)ss;
+	size_t offset = offsetof(struct sockaddr_un, sun_path);
+
+	buf[0] = '\0';
+	if (ss->ss_family != AF_UNIX || len <= offset)
+		return;
+	len = MIN(len, (socklen_t)sizeof(*un)) - (socklen_t)offset;
+	snprintf(buf, room, "%s%.*s", un->sun_path[0] ? "" : "@",
+		 (int)(un->sun_path[0] ? len : len - 1), un->sun_path + !un->sun_path[0]);
+}
+
+static void describe(int family, int type, int protocol, const char *from, const char *to,
+		     char *buf, size_t room)
+{
+	if (family == AF_UNIX && !from[0] && !to[0])
+		snprintf(buf, room, "a Unix socket");
+	else
+		snprintf(buf, room, "%s%s%s%s%s", protocol_name(family, type, protocol),
+			 from[0] ? " " : "", from, to[0] ? " -> " : "", to);
+}
+
 void socket_describe(const struct fd_state *f, char *buf, size_t room, bool *ret_connected)
 {
 	const struct sock_diag *d = f->diag;
@@ -400,21 +424,24 @@ void socket_describe(const struct fd_state *f, char *buf, size_t room, bool *ret
 
 	*ret_connected = false;
 	if (s) {
-		format_address(&s->local, from, sizeof(from));
-		format_address(&s->peer, to, sizeof(to));
+		if (s->domain == AF_UNIX) {
+			format_unix(&s->local, s->local_len, from, sizeof(from));
+			format_unix(&s->peer, s->peer_len, to, sizeof(to));
+		} else {
+			format_address(&s->local, from, sizeof(from));
+			format_address(&s->peer, to, sizeof(to));
+		}
 		*ret_connected = (s->has_peer && s->type != SOCK_DGRAM && !f->pair_inside &&
 				  s->domain != AF_NETLINK) ||
 				 s->was_connected;
-		snprintf(buf, room, "%s %s%s%s", protocol_name(s->domain, s->type, s->protocol),
-			 from, to[0] ? " -> " : "", to);
+		describe(s->domain, s->type, s->protocol, from, to, buf, room);
 	} else if (d) {
 		*ret_connected = is_connected(d);
 		if (d->family != AF_UNIX) {
 			format_diag(d, false, from, sizeof(from));
 			format_diag(d, true, to, sizeof(to));
 		}
-		snprintf(buf, room, "%s %s%s%s", protocol_name(d->family, d->type, d->protocol),
-			 from, to[0] ? " -> " : "", to);
+		describe(d->family, d->type, d->protocol, from, to, buf, room);
 	} else {
 		snprintf(buf, room, "%s", f->link);
 	}

@@ -36,11 +36,11 @@ static int open_image(struct restore *r, struct usnap_err *err)
 	r->img = usnap_image_new();
 	if (!r->img)
 		return usnap_fail_errno(err, -ENOMEM, "cannot open '%s'", r->o->image);
-	if (!strcmp(r->o->image, "-")) {
-		ret = spool_stream(STDIN_FILENO, "standard input", r->o->cancel, &spool, err);
+	if (r->o->from_input) {
+		ret = spool_stream(STDIN_FILENO, r->o->image, r->o->cancel, &spool, err);
 		if (ret < 0)
 			return ret;
-		ret = usnap_image_open_fd(r->img, spool, "standard input");
+		ret = usnap_image_open_fd(r->img, spool, r->o->image);
 	} else {
 		ret = usnap_image_open(r->img, r->o->image);
 	}
@@ -97,8 +97,8 @@ int restore_plan(struct restore **ret, const struct restore_options *options, st
 
 json_t *restore_describe(const struct restore *r)
 {
-	json_t *o = json_pack("{s:s,s:s,s:i}", "image", r->o->image, "id", r->info.id, "pid",
-			      (int)r->pid);
+	json_t *o = json_pack("{s:s,s:s,s:i}", "image", r->o->from_input ? "-" : r->o->image, "id",
+			      r->info.id, "pid", (int)r->pid);
 	json_t *list = json_array();
 
 	for (size_t i = 0; i < r->nr_problems; i++) {

@@ -36,7 +36,8 @@ struct restore_fd {
 };
 
 struct restore_options {
-	const char *image; /* path; "-": standard input */
+	const char *image; /* path, or what messages call it with from_input */
+	bool from_input; /* standard input is the image */
 	enum restore_pids pids;
 	bool detach; /* no terminal, no exit status: the process is nobody's child */
 	bool stopped; /* as after SIGSTOP */

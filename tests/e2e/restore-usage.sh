@@ -50,6 +50,15 @@ pid=$!
 adopt $pid
 wait_until 20 grep -qx sleep /proc/$pid/comm
 usnap snapshot -q $pid -o sleep.usnap
+got=0
+usnap restore --same-pid - <sleep.usnap >out 2>err || got=$?
+same 'PID in use, from a pipe' "$got" 1
+says err "cannot restore 'standard input': "
+says_not err "'-'"
+got=0
+usnap restore --dry-run --same-pid - <sleep.usnap >out 2>err || got=$?
+same 'the same as a dry run' "$got" 1
+says out "cannot restore 'standard input' as process $pid"
 exits 1 usnap restore --dry-run --same-pid sleep.usnap
 says out "PID $pid is in use (sleep)"
 exits 1 usnap restore --same-pid sleep.usnap
@@ -67,6 +76,31 @@ says out 'numbers: its own'
 got=0
 usnap restore --dry-run - <sleep.usnap >out 2>err || got=$?
 same 'dry run from a pipe' "$got" 0
+
+# What is lost is told in words, of a socket without a name too.
+python3 -c '
+import ctypes, os, socket, struct, time
+ours, theirs = socket.socketpair()
+if os.fork() != 0:
+    ours.close()
+    time.sleep(1000)
+theirs.close()
+filtered = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+filtered.bind("named")
+all_of_it = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0xffffffff))
+filtered.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HP", 1, ctypes.addressof(all_of_it)))
+with open("sockets.new", "w") as f:
+    f.write(str(os.getpid()))
+os.rename("sockets.new", "sockets.pid")
+time.sleep(1000)' &
+adopt $!
+wait_until 20 test -e sockets.pid
+pid=$(cat sockets.pid)
+adopt "$pid"
+usnap snapshot -q "$pid" -o sockets.usnap
+exits 1 usnap restore --dry-run sockets.usnap
+says out ': a Unix socket; will come back closed by the peer'
+says out ': unix named: its filter'
 
 # A stream is kept where TMPDIR says; a file system is not filled to the brim for it.
 mkdir small
