@@ -4,8 +4,8 @@
  * capture_run() is called on the thread that will be the tracer; it starts
  * the fault, sweep and compress threads and has joined them when it returns.
  * Whatever it returns, the target runs on (or is dead, with kill) and
- * nothing of ours is left in it (I5). Naming and fsync of the image are the
- * caller's; so is ending the target with kill, after that.
+ * nothing of ours is left in it (promise 5 of uffd-snap(7)). Naming and fsync of
+ * the image are the caller's; so is ending the target with kill, after that.
  */
 #ifndef USNAP_CAPTURE_CAPTURE_H
 #define USNAP_CAPTURE_CAPTURE_H

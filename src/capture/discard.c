@@ -1,6 +1,6 @@
 /*
  * Discards: the target gives up or moves memory while a snapshot of it is
- * under way (DESIGN: I6).
+ * under way (promise 6 of uffd-snap(7)).
  *
  * madvise() raises REMOVE and waits, pages intact, until the event is read;
  * munmap() and mremap() raise theirs when the pages are gone or moved

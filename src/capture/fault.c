@@ -13,11 +13,11 @@
  *     for us, or by something that raises none; the supervisor (session.c)
  *     notices the latter.
  *
- * Validity of a copy (I1): the page was protected before it was read. Nothing
- * but a discard can change that, and a discard that began earlier has its
- * event pending, since we are the only reader: so a probe for pending events
- * after the copy validates it. If one is pending the copy is dropped, the
- * event is handled, and the fault is taken up again.
+ * Validity of a copy (promise 1 of uffd-snap(7)): the page was protected before
+ * it was read. Nothing but a discard can change that, and a discard that began
+ * earlier has its event pending, since we are the only reader: so a probe for
+ * pending events after the copy validates it. If one is pending the copy is
+ * dropped, the event is handled, and the fault is taken up again.
  */
 #include <errno.h>
 #include <poll.h>
@@ -335,7 +335,7 @@ static enum served serve_wp(struct capture *c, uint64_t addr)
 	return SERVED;
 }
 
-/* A page that does not exist: zero at T0 if that is past (I3). */
+/* A page that does not exist: zero at T0 if that is past (promise 3 of uffd-snap(7)). */
 static enum served serve_missing(struct capture *c, uint64_t addr)
 {
 	struct segment s;

@@ -2,7 +2,7 @@
  * What is known of each page of the snapshot, three bits a page:
  *
  *   populated  it held something at T0 (or may have): it must be in the image
- *   claimed    somebody is copying it, or has (I2)
+ *   claimed    somebody is copying it, or has: once (promise 2 of uffd-snap(7))
  *   saved      its bytes are safe and its protection is lifted
  *
  * Pages are named by key: their address at T0. Kept in chunks of 512

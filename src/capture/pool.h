@@ -1,7 +1,8 @@
 /*
  * Copies on their way from the target into the image: a fixed number of
- * blocks (I7). Producers fill them (fault and sweep thread), the pool's own
- * compress threads hand them to the image writer and take them back.
+ * blocks (promise 7 of uffd-snap(7)). Producers fill them (fault and sweep
+ * thread), the pool's own compress threads hand them to the image writer and
+ * take them back.
  *
  * Threads: get, try_get and put from any; drain and free from the one that
  * made it. Errors of the writer are remembered: from then on blocks are
