@@ -1,6 +1,40 @@
 # shellcheck shell=bash
 # bash completion for uffd-snap(1). Commands and options are asked of the
 # command itself ("uffd-snap help"), so that they always agree.
+#
+# bash cuts words at the '@' of a time, at ':' and at '=' too (COMP_WORDBREAKS),
+# and replaces what follows the last of these, a '@' itself included. So words
+# are put together again here, and of those offered the rest is handed over.
+
+# Sets "words": those up to the cursor, the last one as far as the cursor.
+_uffd_snap_words() {
+	local rest=$COMP_LINE after=${COMP_LINE:COMP_POINT} gap i over
+	words=()
+	for ((i = 0; i <= COMP_CWORD; i++)); do
+		gap=${rest%%[![:space:]]*}
+		if [ -n "$gap" ] || [ "$i" -eq 0 ]; then
+			words+=("${COMP_WORDS[i]}")
+		else
+			words[${#words[@]} - 1]+=${COMP_WORDS[i]}
+		fi
+		rest=${rest#"$gap"}
+		rest=${rest#"${COMP_WORDS[i]}"}
+	done
+	i=$((${#words[@]} - 1)) over=$((${#after} - ${#rest}))
+	[ "$over" -le 0 ] || [ "$over" -gt ${#words[i]} ] || words[i]=${words[i]:0:-over}
+}
+
+# offer WORD: those of the lines read that begin with it. (compgen -W would expand them.)
+_uffd_snap_offer() {
+	local line
+	while IFS= read -r line; do
+		[[ -n $line && $line == "$1"* ]] && COMPREPLY+=("$line")
+	done
+}
+
+_uffd_snap_commands() {
+	"$1" help 2>/dev/null | sed -n '/^commands:/,/^$/s/^  \([a-z]*\) .*/\1/p'
+}
 
 _uffd_snap_pids() {
 	local d
@@ -10,85 +44,131 @@ _uffd_snap_pids() {
 	done 2>/dev/null
 }
 
-# Names in the store, and once there is an "@", the times of one.
-_uffd_snap_images() {
-	local store=()
-	[[ " ${COMP_WORDS[*]} " =~ \ --store\ +([^ ]+) ]] && store=(--store "${BASH_REMATCH[1]}")
-	if [[ $2 == *@* ]]; then
-		"$1" list -q "${store[@]}" "${2%%@*}"
+# Processes that are ready for snapshots have a name.
+_uffd_snap_ready() {
+	"$1" ps --ready 2>/dev/null | awk '$2 == "yes" && $3 != "-" {print $3}'
+}
+
+# names TOOL WORD [OPTION]...: names in the store, and once there is an "@", the times of one.
+_uffd_snap_names() {
+	local tool=$1 word=$2
+	shift 2
+	if [[ $word == *@* ]]; then
+		"$tool" list -q "$@" -- "${word%%@*}"
 	else
-		"$1" list -q "${store[@]}" | sed 's/@.*//' | uniq
+		"$tool" list -q "$@" | sed 's/@.*//' | uniq
 	fi 2>/dev/null
 }
 
-_uffd_snap() {
-	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} tool=${COMP_WORDS[0]}
-	local command=${COMP_WORDS[1]-} help line
-	COMPREPLY=()
-
-	if [ "$COMP_CWORD" -eq 1 ]; then
-		local commands
-		commands=$("$tool" help 2>/dev/null | sed -n '/^commands:/,/^$/s/^  \([a-z]*\) .*/\1/p')
-		mapfile -t COMPREPLY < <(compgen -W "$commands --help --version" -- "$cur")
-		return
-	fi
-	if [ "$command" = help ]; then
-		local commands
-		commands=$("$tool" help 2>/dev/null | sed -n '/^commands:/,/^$/s/^  \([a-z]*\) .*/\1/p')
-		mapfile -t COMPREPLY < <(compgen -W "$commands" -- "$cur")
-		return
-	fi
-	help=$("$tool" help "$command" 2>/dev/null) || return
-
-	# An option that takes an argument: "  -o, --output FILE  ...".
-	if [[ $prev == -* ]]; then
-		line=$(grep -E -- "^ +(-., )?${prev}[ =][A-Z]|^ +${prev}, --[a-z-]+[ =][A-Z]" <<<"$help")
-		if [ -n "$line" ]; then
-			if [[ $line =~ (FILE|CORE|PATH|PROGRAM) ]]; then
-				compopt -o filenames 2>/dev/null
-				mapfile -t COMPREPLY < <(compgen -f -- "$cur")
-			elif [[ $line == *" DIR "* ]]; then
-				compopt -o filenames 2>/dev/null
-				mapfile -t COMPREPLY < <(compgen -d -- "$cur")
-			elif [[ $line == *" PID "* ]]; then
-				mapfile -t COMPREPLY < <(compgen -W "$(_uffd_snap_pids)" -- "$cur")
-			elif [[ $line == *" COMMAND"* ]]; then
-				mapfile -t COMPREPLY < <(compgen -c -- "$cur")
-			elif [[ $line == *" KIND "* ]]; then
-				# It names them all when it knows none of the name.
-				line=$("$tool" restore --ignore '' 2>&1)
-				mapfile -t COMPREPLY < <(compgen -W "${line##*there are }" -- "$cur")
-			fi
-			return
-		fi
-	fi
-	if [[ $cur == -* ]]; then
-		mapfile -t COMPREPLY < <(compgen -W "--help $(sed -n '/^options:/,$p' <<<"$help" |
-			grep -E '^ +-' | grep -oE -- '--[a-z][a-z-]*' | sort -u)" -- "$cur")
-		return
-	fi
-	# The usage line tells what else there can be.
-	line=${help%%$'\n'*}
-	if [[ $line == *" FILE"* && $line != *"PID"* ]]; then
+# argument KIND WORD: for an option that takes one, by what its help calls it.
+_uffd_snap_argument() {
+	case $1 in
+	*FILE* | *CORE* | *PATH* | PROGRAM)
 		compopt -o filenames 2>/dev/null
-		mapfile -t COMPREPLY < <(compgen -d -- "$cur"; compgen -f -X '!*.usnap' -- "$cur"
-			compgen -W "$(_uffd_snap_images "$tool" "$cur")" -- "$cur")
-	elif [[ $line == *" COMMAND "* ]]; then
+		_uffd_snap_offer "$2" < <(compgen -f -- "$2")
+		;;
+	DIR)
+		compopt -o filenames 2>/dev/null
+		_uffd_snap_offer "$2" < <(compgen -d -- "$2")
+		;;
+	PID) _uffd_snap_offer "$2" < <(_uffd_snap_pids) ;;
+	NAME) _uffd_snap_offer "$2" < <(_uffd_snap_names "$tool" "${2%%@*}" "${store[@]}") ;;
+	COMMAND) _uffd_snap_offer "$2" < <(compgen -c -- "$2") ;;
+	KIND)
+		# It names them all when it knows none of the name.
+		local kinds
+		kinds=$("$tool" restore --ignore '' 2>&1)
+		_uffd_snap_offer "$2" < <(tr ' ' '\n' <<<"${kinds##*there are }")
+		;;
+	esac
+}
+
+# positional USAGE WORD PREVIOUS: what else there can be, by the usage line.
+_uffd_snap_positional() {
+	local names
+	if [[ $1 == *" COMMAND "* ]]; then
 		# As on a command line of its own: then its files.
-		if [[ $prev == run || $prev == -- ]]; then
-			mapfile -t COMPREPLY < <(compgen -c -- "$cur")
+		if [[ $3 == run || $3 == -- ]]; then
+			_uffd_snap_offer "$2" < <(compgen -c -- "$2")
 		else
 			compopt -o filenames 2>/dev/null
-			mapfile -t COMPREPLY < <(compgen -c -f -- "$cur" | sort -u)
+			_uffd_snap_offer "$2" < <(compgen -c -f -- "$2" | sort -u)
 		fi
-	elif [[ $line == *REMOTE* ]]; then
-		mapfile -t COMPREPLY < <(compgen -W "$(_uffd_snap_images "$tool" "$cur")
-			$(rclone listremotes 2>/dev/null)" -- "$cur")
-	elif [[ $line == *NAME* && $line != *PID* ]]; then
-		mapfile -t COMPREPLY < <(compgen -W "$(_uffd_snap_images "$tool" "$cur")" -- "$cur")
-	elif [[ $line == *PID* ]]; then
-		mapfile -t COMPREPLY < <(compgen -W "$(_uffd_snap_pids)" -- "$cur")
+		return
 	fi
+	if [[ $1 == *PID* ]]; then
+		_uffd_snap_offer "$2" < <(_uffd_snap_pids)
+		[[ $1 == *"PID|NAME"* ]] && _uffd_snap_offer "$2" < <(_uffd_snap_ready "$tool")
+		return
+	fi
+	if [[ $1 == *NAME* ]]; then
+		_uffd_snap_offer "$2" < <(_uffd_snap_names "$tool" "$2" "${store[@]}")
+		# For the time that can follow.
+		names=${#COMPREPLY[@]}
+		[[ $names -ne 1 || $1 != *@TIME* || $2 == *@* ]] || compopt -o nospace 2>/dev/null
+	fi
+	if [[ $1 == *REMOTE* ]]; then
+		_uffd_snap_offer "$2" < <(rclone listremotes 2>/dev/null)
+		[[ ${COMPREPLY[0]-} != *: ]] || compopt -o nospace 2>/dev/null
+	elif [[ $1 == *FILE* && $2 != *@* ]]; then
+		compopt -o filenames 2>/dev/null
+		_uffd_snap_offer "$2" < <(compgen -d -- "$2"; compgen -f -X '!*.usnap' -- "$2")
+		# A file as well as a name: they differ later.
+		[[ ${#COMPREPLY[@]} -eq ${names:-0} ]] || compopt +o nospace 2>/dev/null
+	fi
+}
+
+_uffd_snap() {
+	local words word prev tool=${COMP_WORDS[0]} store=() help line i whole cut='' c
+	COMPREPLY=()
+	_uffd_snap_words
+	local last=$((${#words[@]} - 1))
+	word=${words[last]} whole=${words[last]} prev=${words[last - 1]}
+
+	if [ "$last" -eq 1 ]; then
+		_uffd_snap_offer "$word" < <(_uffd_snap_commands "$tool"; printf '%s\n' --help --version)
+		return
+	fi
+	if [ "${words[1]}" = help ]; then
+		_uffd_snap_offer "$word" < <(_uffd_snap_commands "$tool")
+		return
+	fi
+	help=$("$tool" help "${words[1]}" 2>/dev/null) || return
+	for ((i = 2; i < last; i++)); do
+		[[ ${words[i]} == --store=?* ]] && store=(--store "${words[i]#*=}")
+		[[ ${words[i]} == --store && -n ${words[i + 1]} ]] &&
+			store=(--store "${words[i + 1]/#\~\//$HOME/}")
+	done
+
+	if [[ $word == --*=* ]]; then
+		prev=${word%%=*} word=${word#*=}
+	fi
+	# An option that takes an argument: "  -o, --output FILE  ...".
+	line=
+	[[ $prev == -?* ]] &&
+		line=$(grep -E -m 1 -- "^ +(-., )?${prev}[ =][A-Z]|^ +${prev}, --[a-z-]+[ =][A-Z]" <<<"$help")
+	if [[ $line =~ ^\ +(-.,\ )?--[a-z-]+[\ =]([A-Z_=]+) ]]; then
+		_uffd_snap_argument "${BASH_REMATCH[2]}" "$word"
+	elif [[ $whole == --*=* ]]; then
+		return
+	elif [[ $word == -* ]]; then
+		_uffd_snap_offer "$word" < <(sed -n '/^options:/,$p' <<<"$help" |
+			grep -oE '^ +(-., )?--[a-z-]+' | grep -oE -- '--[a-z-]+')
+	else
+		_uffd_snap_positional "${help%%$'\n'*}" "$word" "$prev"
+	fi
+
+	for c in @ : =; do
+		[[ $COMP_WORDBREAKS == *"$c"* && $whole == *"$c"* ]] || continue
+		line=${whole%"$c"*}
+		[ "$c" = @ ] || line+=$c
+		[ ${#line} -le ${#cut} ] || cut=$line
+	done
+	for i in "${!COMPREPLY[@]}"; do
+		# "--store=" comes before the word that was completed.
+		line=${whole%"$word"}${COMPREPLY[i]}
+		COMPREPLY[i]=${line#"$cut"}
+	done
 }
 
 complete -F _uffd_snap uffd-snap
