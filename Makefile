@@ -200,8 +200,8 @@ install: all ## install below DESTDIR and PREFIX (/usr/local)
 	install -d "$(DESTDIR)$(LIBDIR)/pkgconfig"
 	printf '%s\n' 'prefix=$(PREFIX)' 'libdir=$(LIBDIR)' 'includedir=$(INCDIR)' '' \
 		'Name: libuffd-snap' 'Description: reader of uffd-snap process images' \
-		'Version: $(VERSION)' 'Requires.private: $(PKGS)' \
-		'Libs: -L$${libdir} -luffd-snap' 'Libs.private: -pthread' 'Cflags: -I$${includedir}' \
+		'Version: $(VERSION)' \
+		'Libs: -L$${libdir} -luffd-snap' 'Libs.private: $(PKG_LIBS) -pthread' 'Cflags: -I$${includedir}' \
 		>"$(DESTDIR)$(LIBDIR)/pkgconfig/libuffd-snap.pc"
 	install -D -m 644 include/uffd-snap.h "$(DESTDIR)$(INCDIR)/uffd-snap.h"
 	for m in $(MANS); do install -D -m 644 "$$m" "$(DESTDIR)$(MANDIR)/man$${m##*.}/$${m##*/}" || exit 1; done
