@@ -189,3 +189,12 @@ says_not() {
 
 # same WHAT GOT WANTED
 same() { [ "$2" = "$3" ] || fail "$1: '$2' instead of '$3'"; }
+
+# block_of_manual FILE N: the Nth block of the examples of man/FILE.
+block_of_manual() {
+	awk -v want="$2" '
+		/^\.Sh / { inside = ($2 == "EXAMPLES") }
+		inside && /^\.Bd/ { n++; on = 1; next }
+		/^\.Ed/ { on = 0 }
+		on && n == want' "$TOP/man/$1" | sed 's/\\e/\\/g'
+}

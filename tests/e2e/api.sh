@@ -9,15 +9,6 @@ agent=$B/libuffd-snap-agent.so
 [ -e "$agent" ] || fail "there is no '$agent'"
 export UFFD_SNAP_STORE=$PWD/store UFFD_SNAP_COMMAND=$UFFD_SNAP
 
-# block_of_manual N: the Nth block of the examples.
-block_of_manual() {
-	awk -v want="$1" '
-		/^\.Sh / { inside = ($2 == "EXAMPLES") }
-		inside && /^\.Bd/ { n++; on = 1; next }
-		/^\.Ed/ { on = 0 }
-		on && n == want' "$TOP/man/libuffd-snap-agent.3" | sed 's/\\e/\\/g'
-}
-
 # block_of_readme N: the Nth block of indented lines of the section.
 block_of_readme() {
 	awk -v want="$1" '
@@ -62,7 +53,7 @@ again() {
 }
 
 # ---- the examples, as they are printed
-block_of_manual 1 >again.c
+block_of_manual libuffd-snap-agent.3 1 >again.c
 cc -Wall -Wextra -Wno-unused-parameter -Werror -I"$TOP/include" -o again again.c \
 	-L"$B" -Wl,-rpath,"$B" -luffd-snap-agent
 runs c-manual ./again again.usnap
@@ -70,7 +61,7 @@ lines c-manual.out 'before the freeze' 'after the freeze' 'the image is again.us
 again c-manual again.usnap
 lines c-manual.again 'restored' 'here again'
 
-block_of_manual 2 >again.py
+block_of_manual libuffd-snap-agent.3 2 >again.py
 runs py-manual env LD_PRELOAD="$agent" python3 again.py python.usnap
 lines py-manual.out 'before the freeze' 'after the freeze' 'the image is python.usnap'
 again py-manual python.usnap
