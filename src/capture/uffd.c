@@ -17,7 +17,9 @@
 enum {
 	TRIES = 8
 };
-#define STOP_NS 300000000u
+#define STOP_NS UINT64_C(300000000)
+/* For one that has to wait for a processor, where others run on. */
+#define STOP_MOST_NS (8 * STOP_NS)
 
 static int call(int fd, unsigned long request, void *arg)
 {
@@ -258,25 +260,26 @@ static bool on_main_stack(const struct tracee *t, const struct maps *maps)
 	return v && strcmp(v->path, "[stack]") == 0 && t->regs.rsp - v->start >= KIB(32);
 }
 
-static int ask_thread(const struct target *t, pid_t tid, const struct maps *maps,
+/* *ret_waits: no answer because it waits for a processor. */
+static int ask_thread(const struct target *t, pid_t tid, uint64_t stop_ns, const struct maps *maps,
 		      const struct remote_gadgets *g, struct wait_note *wait, remote_helper_fn *fn,
-		      void *arg, struct usnap_err *err)
+		      void *arg, bool *ret_waits, struct usnap_err *err)
 {
 	struct tracees ts = {0};
 	struct wait_clocks clocks = {0};
 
 	/* Stopped, its wait will look like one that has just begun. */
 	wait_look(t, tid, &clocks, wait);
-	uint64_t deadline = now_ns() + STOP_NS;
 	int r = tracees_seize_one(&ts, t, tid, err);
 
 	if (r == 0)
-		r = tracees_stop(&ts, t, false, deadline, err);
+		r = tracees_stop(&ts, t, false, now_ns() + stop_ns, err);
+	*ret_waits = r == -EAGAIN && ts.straggler == 'R';
 	if (r < 0 || !wait_unbroken(t, wait))
 		wait->since_ns = 0;
 	if (r == 0 && !on_main_stack(&ts.t[0], maps)) {
 		/* The first stays the first. */
-		r = tracees_stop(&ts, t, true, deadline, err);
+		r = tracees_stop(&ts, t, true, now_ns() + STOP_NS, err);
 		if (r == 0 && ts.t[0].tid != tid)
 			r = -ESRCH;
 	}
@@ -292,14 +295,25 @@ int uffd_with_helper(const struct target *t, const struct maps *maps,
 {
 	pid_t tids[TRIES];
 	struct usnap_err why = {0};
-	size_t n = idle_threads(t, tids, TRIES);
+	bool waits = true;
 	int r = -ESRCH;
 
-	for (size_t i = 0; i < n && r < 0; i++) {
-		why = (struct usnap_err){0};
-		r = ask_thread(t, tids[i], maps, g, ret_wait, fn, arg, &why);
-		if (r == -EPERM || r == -ENOSYS)
-			break;
+	for (uint64_t stop_ns = STOP_NS; waits && r < 0 && stop_ns <= STOP_MOST_NS; stop_ns *= 2) {
+		size_t n = idle_threads(t, tids, TRIES);
+
+		waits = false;
+		for (size_t i = 0; i < n && r < 0; i++) {
+			bool this_waits;
+
+			why = (struct usnap_err){0};
+			r = ask_thread(t, tids[i], stop_ns, maps, g, ret_wait, fn, arg, &this_waits,
+				       &why);
+			waits |= this_waits;
+			if (r == -EPERM || r == -ENOSYS) {
+				waits = false;
+				break;
+			}
+		}
 	}
 	if (r < 0 && err && !err->code)
 		*err = why;
