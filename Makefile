@@ -19,6 +19,8 @@ CLANG   ?= clang
 PKG_CONFIG   ?= pkg-config
 CLANG_FORMAT ?= clang-format
 B       ?= build
+# One name for a directory, however it is given: what an object depends on is noted under its name.
+override B := $(abspath $(B))
 PKGS    := libzstd libarchive libxxhash jansson
 CFLAGS  ?= -O2 -g
 WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wformat=2 -Wundef \
@@ -67,7 +69,7 @@ all: $(B)/uffd-snap $(B)/libuffd-snap.so $(B)/libuffd-snap.a $(B)/$(AGENT_SO) ##
 # --- objects -----------------------------------------------------------------
 
 # Holds the flags of the last build: other flags, everything is built again.
-FLAGS := $(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) $(ALL_LDFLAGS)
+FLAGS := $(B) $(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) $(ALL_LDFLAGS)
 ifneq ($(FLAGS),$(file <$(B)/flags))
 .PHONY: $(B)/flags
 endif
@@ -179,8 +181,8 @@ format: ## lay out every C file as .clang-format says
 
 # --- other builds: same sources, own directories -------------------------------
 
-asan: ## build/asan: command and tests with ASan and UBSan
-	+$(MAKE) B=$(B)/asan SAN="$(ASAN)" all tests
+asan: ## build/asan: command and unit tests with ASan and UBSan
+	+$(MAKE) B=$(B)/asan CFLAGS="-O1 -g" SAN="$(ASAN)" all unit
 
 tsan: ## build/tsan: command and stress programs with TSan
 	+$(MAKE) B=$(B)/tsan SAN="$(TSAN)" all stress-programs

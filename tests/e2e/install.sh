@@ -4,8 +4,9 @@
 . "$(dirname "$0")/../lib.sh"
 need pkg-config gcc jq
 
+# With other flags than those of tests/run all would be built again.
 [ -e "$TOP/include/uffd-snap.h" ] || fail "there is no header to install"
-make -s -C "$TOP" B="$B" DESTDIR="$PWD/root" PREFIX=/opt/us install >make.log 2>&1 ||
+make -s -C "$TOP" B="$B" WERROR=1 DESTDIR="$PWD/root" PREFIX=/opt/us install >make.log 2>&1 ||
 	fail "$(cat make.log)"
 prefix=$PWD/root/opt/us
 
@@ -54,6 +55,6 @@ for f in shared static; do
 done
 cmp <(sort shared) <(sort static)
 
-make -s -C "$TOP" B="$B" DESTDIR="$PWD/root" PREFIX=/opt/us uninstall >make.log 2>&1
+make -s -C "$TOP" B="$B" WERROR=1 DESTDIR="$PWD/root" PREFIX=/opt/us uninstall >make.log 2>&1
 left=$(find root ! -type d)
 same 'files left by uninstall' "$left" ''

@@ -144,7 +144,7 @@ kill_after() {
 	kill -KILL $pid 2>/dev/null || true
 	wait $pid 2>/dev/null || true
 }
-for ((i = 0; i < $(times 10 100); i++)); do
+for ((i = 0; i < $(times 5 100); i++)); do
 	kill_after push w dav:killed
 	kill_after pull --store back dav:killed
 	for f in served/killed/*.usnap; do
