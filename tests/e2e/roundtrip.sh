@@ -106,3 +106,15 @@ same 'exit status of the killed mother' $status 137
 exits 1 usnap restore -q --detach killed.usnap.2
 exits 0 usnap restore -q --detach --ignore children killed.usnap.2
 adopt "$(cat out)"
+
+# Moved through a pipe.
+work_start --size 16M
+before=$work_pid
+usnap snapshot -q --kill "$work_pid" -o - | usnap restore -q --detach - >moved
+work_pid=$(cat moved)
+adopt "$work_pid"
+same 'number of the moved process' "$work_pid" "$before"
+usnap snapshot -q "$work_pid" -o moved.usnap
+consistent moved.usnap
+kill -TERM "$work_pid"
+wait_until 60 grep -qx ok cutwork.out

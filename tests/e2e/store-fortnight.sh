@@ -21,8 +21,7 @@ store = os.environ["UFFD_SNAP_STORE"]
 # The lines as they are, but for where the command is, whom it looks at, and how often.
 lines = [l.split(None, 6)[6].strip() for l in open(os.environ["CRONTAB"]) if re.match(r"[*\d]", l)]
 take, prune = [l.split()[1:] for l in lines if " snapshot " in l or " prune " in l]
-at = take.index("--exe")
-take[at:at + 2] = [os.environ["TARGET"]]
+take[take.index("redis-server")] = os.environ["TARGET"]
 rules = {k[7:]: int(v) for k, v in zip(prune, prune[1:]) if k.startswith("--keep-")}
 assert rules.keys() == {"last", "hourly", "daily", "weekly"}, rules
 
