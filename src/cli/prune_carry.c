@@ -92,21 +92,28 @@ static void roll_back(const struct prune_carry *c)
 {
 	struct store_images images = {0};
 	struct store_link *links = NULL;
+	cleanup_free size_t *lowest = NULL;
 	cleanup_free bool *keep = NULL;
 	size_t removed;
 
 	if (store_scan(c->store, c->name, &images, NULL) < 0 ||
 	    store_links_load(c->store, c->name, &images, &links, NULL) < 0)
 		goto out;
-	if (!(keep = calloc(images.nr + 1, sizeof(*keep))))
+	keep = calloc(images.nr + 1, sizeof(*keep));
+	lowest = calloc(images.nr + 1, sizeof(*lowest)); /* by first_version: where it is, + 1 */
+	if (!keep || !lowest)
 		goto out;
 	for (size_t i = 0; i < images.nr; i++) {
-		long old = links[i].merged_from;
-		bool twice = links[i].readable && old >= 0 && links[old].replaced &&
-			     links[old].readable && !links[old].nr_missing &&
-			     images.image[old].t0_ms == images.image[i].t0_ms;
+		size_t *l = &lowest[links[i].first_version];
 
-		keep[i] = !twice;
+		if (store_links_is_complete(links, i) &&
+		    (!*l || links[i].times_merged < links[*l - 1].times_merged))
+			*l = i + 1;
+	}
+	for (size_t i = 0; i < images.nr; i++) {
+		size_t l = lowest[links[i].first_version];
+
+		keep[i] = !l || links[i].times_merged <= links[l - 1].times_merged;
 	}
 	store_links_close(links, keep, images.nr);
 	for (size_t i = 0; i < images.nr; i++)

@@ -53,16 +53,28 @@ static void mark_must(struct prune_plan *p)
 	}
 }
 
-static bool is_any(const bool *marked, const size_t *at, size_t nr)
+static bool is_any(const struct prune_plan *p, const bool *marked, const size_t *at, size_t nr)
 {
 	for (size_t i = 0; i < nr; i++)
-		if (marked[at[i]])
+		if (marked[p->links[at[i]].first_version])
 			return true;
 	return false;
 }
 
-/* The last one before it that a rule keeps as well and that has pages in common with it: it refers
- * to that one, to what that refers to, or to what that was merged of. Or -1. */
+/* Whether both have pages in common: the image refers to that one, to what that refers to, or to
+ * what that was merged of, in whatever version. Where a run was killed there may be none of these
+ * left: then it is enough that it was taken after the first of those, of the same process. */
+static bool is_related(const struct prune_plan *p, const bool *needed, size_t image, size_t other)
+{
+	const struct store_link *l = &p->links[image], *o = &p->links[other];
+
+	return needed[o->first_version] || is_any(p, needed, o->needs, o->nr_needs) ||
+	       is_any(p, needed, o->from, o->nr_from) ||
+	       (l->nr_needs && *l->run && !strcmp(l->run, o->run) &&
+		p->images.image[l->needs[0]].t0_ms <= p->images.image[other].t0_ms);
+}
+
+/* The last one before it that a rule keeps as well and that has pages in common with it, or -1. */
 static long choose_parent(const struct prune_plan *p, size_t image)
 {
 	const struct store_link *l = &p->links[image];
@@ -70,14 +82,13 @@ static long choose_parent(const struct prune_plan *p, size_t image)
 	long parent = -1;
 
 	for (size_t k = 0; k < l->nr_needs; k++)
-		needed[l->needs[k]] = true;
+		needed[p->links[l->needs[k]].first_version] = true;
 	for (size_t i = image; i-- > 0 && parent < 0;)
 		if (p->why[i] && p->images.image[i].t0_ms < p->images.image[image].t0_ms &&
-		    (needed[i] || is_any(needed, p->links[i].needs, p->links[i].nr_needs) ||
-		     is_any(needed, p->links[i].from, p->links[i].nr_from)))
+		    store_links_is_complete(p->links, i) && is_related(p, needed, image, i))
 			parent = (long)i;
 	for (size_t k = 0; k < l->nr_needs; k++)
-		needed[l->needs[k]] = false;
+		needed[p->links[l->needs[k]].first_version] = false;
 	return parent;
 }
 

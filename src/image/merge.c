@@ -261,6 +261,35 @@ static int take_frames(struct merge *m, struct usnap_err *err)
 
 /* ---- what is not memory ------------------------------------------------------------------------- */
 
+void merge_get_version(const struct usnap_image *img, char ret_id[FORMAT_HASH_HEX + 1],
+		       uint64_t *ret_times)
+{
+	const json_t *j = img->snapshot, *from = json_object_get(j, "merged_from");
+	const char *id = json_string_value(json_object_get(j, "version_of"));
+	json_int_t times = json_integer_value(json_object_get(j, "times_merged"));
+	unsigned char b[FORMAT_ID_BYTES];
+
+	/* "merged_from" alone is older. */
+	if (!id)
+		id = json_string_value(json_array_get(from, 0));
+	if (!id || hash_parse(id, b) < 0)
+		id = img->id;
+	memcpy(ret_id, id, FORMAT_HASH_HEX + 1);
+	*ret_times = times > 0 && times < INT32_MAX ? (uint64_t)times : id != img->id;
+}
+
+/* Of which image it is one more version. Whoever has several is to tell which is which even when
+ * some of them are gone. */
+static void set_version(json_t *j, const struct usnap_image *img)
+{
+	char version_of[FORMAT_HASH_HEX + 1];
+	uint64_t times;
+
+	merge_get_version(img, version_of, &times);
+	json_object_set_new(j, "version_of", json_string(version_of));
+	json_object_set_new(j, "times_merged", json_integer((json_int_t)times + 1));
+}
+
 static int write_identity(struct merge *m, struct usnap_err *err)
 {
 	unsigned char id[FORMAT_ID_BYTES];
@@ -277,6 +306,7 @@ static int write_identity(struct merge *m, struct usnap_err *err)
 	for (uint64_t i = 0; i < m->img->nr_images; i++)
 		json_array_append_new(
 			from, json_string(hash_hex(hex, m->img->images + i * FORMAT_INDEX_RECORD)));
+	set_version(j, m->img);
 	json_object_set_new(j, "merged_from", from);
 	json_object_set_new(j, "id", json_string(hash_hex(hex, id)));
 	json_object_set_new(j, "parent", parent ? json_string(parent->id) : json_null());

@@ -13,6 +13,7 @@
 #include <uffd-snap.h>
 
 #include "common/err.h"
+#include "image/format.h"
 #include "image/writer.h"
 
 struct merge_options {
@@ -32,5 +33,10 @@ struct merge_options {
  * -ECANCELED, -ESTALE (an ancestor is missing), -EBADMSG (something is damaged). */
 int image_merge(struct usnap_image *img, const struct merge_options *o,
 		struct image_writer_stats *ret, struct usnap_err *err);
+
+/* Whose version an opened image is: the id that it had when it was taken, and how often it was
+ * merged since. */
+void merge_get_version(const struct usnap_image *img, char ret_id[FORMAT_HASH_HEX + 1],
+		       uint64_t *ret_times);
 
 #endif

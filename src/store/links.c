@@ -10,6 +10,7 @@
 #include "image/hash.h"
 #include "image/image.h"
 #include "image/imgrefers.h"
+#include "image/merge.h"
 
 /* Images ordered by id, to find one. */
 struct by_id {
@@ -58,7 +59,7 @@ static int set_needs(struct store_link *l, const unsigned char *refers, size_t n
 	return 0;
 }
 
-/* The images that it was merged of; its own predecessor is the first. */
+/* The images that it was merged of. */
 static int set_from(struct store_link *l, const struct usnap_image *img, const struct by_id *ids,
 		    size_t nr)
 {
@@ -75,9 +76,24 @@ static int set_from(struct store_link *l, const struct usnap_image *img, const s
 
 		if (at >= 0)
 			l->from[l->nr_from++] = (size_t)at;
-		if (!i && id)
-			l->merged_from = at;
 	}
+	return 0;
+}
+
+/* An image that is merged again loses sight of the first one, which others may still need: so it is
+ * not the one before it that counts but whose versions they both are. */
+static int set_version(struct store_link *l, const struct usnap_image *img,
+		       const struct usnap_info *info)
+{
+	cleanup_free char *target =
+		json_dumps(json_object_get(img->snapshot, "target"), JSON_SORT_KEYS | JSON_COMPACT);
+	cleanup_free char *whose = NULL;
+
+	if (asprintf(&whose, "%s %s", info->run, target ? target : "") < 0)
+		return -ENOMEM;
+	hash_canonical(l->taken_of, XXH3_128bits(whose, strlen(whose)));
+	snprintf(l->run, sizeof(l->run), "%s", info->run);
+	merge_get_version(img, l->version_of, &l->times_merged);
 	return 0;
 }
 
@@ -104,13 +120,87 @@ static int load(struct store_link *l, const char *path, const struct store_image
 			 info.id);
 	} else {
 		l->readable = true;
+		memcpy(l->version_of, info.id, sizeof(l->version_of));
 		l->parent = info.parent ? find(ids, nr, info.parent) : LINKS_NONE;
 		r = set_needs(l, refers, n, ids, nr);
 		if (r == 0)
 			r = set_from(l, img, ids, nr);
+		if (r == 0)
+			r = set_version(l, img, &info);
 	}
 	usnap_image_free(img);
 	return r;
+}
+
+bool store_links_is_complete(const struct store_link *links, size_t i)
+{
+	if (!links[i].readable || links[i].nr_missing)
+		return false;
+	for (size_t k = 0; k < links[i].nr_needs; k++)
+		if (!links[links[i].needs[k]].readable)
+			return false;
+	return true;
+}
+
+/* An image ordered by what its versions have in common. */
+struct by_version {
+	const struct store_link *link;
+	uint64_t t0_ms;
+	size_t at;
+};
+
+static int compare_versions(const struct by_version *x, const struct by_version *y)
+{
+	int r = x->t0_ms < y->t0_ms ? -1 : x->t0_ms > y->t0_ms;
+
+	if (!r)
+		r = memcmp(x->link->taken_of, y->link->taken_of, sizeof(x->link->taken_of));
+	return r ? r : strcmp(x->link->version_of, y->link->version_of);
+}
+
+static int compare_versions_and_places(const void *a, const void *b)
+{
+	const struct by_version *x = a, *y = b;
+	int r = compare_versions(x, y);
+
+	return r ? r : x->at < y->at ? -1 : x->at > y->at;
+}
+
+/* v: the versions of one image. One replaces the others if it lacks nothing. */
+static void judge_versions(struct store_link *links, const struct by_version *v, size_t nr)
+{
+	size_t best = nr;
+
+	for (size_t i = 0; i < nr; i++)
+		if (store_links_is_complete(links, v[i].at) &&
+		    (best == nr || v[i].link->times_merged > v[best].link->times_merged))
+			best = i;
+	for (size_t i = 0; i < nr; i++) {
+		links[v[i].at].first_version = v[0].at;
+		links[v[i].at].replaced = best < nr && i != best;
+	}
+}
+
+static int find_versions(struct store_link *links, const struct store_images *images)
+{
+	cleanup_free struct by_version *v = calloc(images->nr + 1, sizeof(*v));
+	size_t nr = 0;
+
+	if (!v)
+		return -ENOMEM;
+	for (size_t i = 0; i < images->nr; i++) {
+		links[i].first_version = i;
+		if (links[i].readable)
+			v[nr++] = (struct by_version){&links[i], images->image[i].t0_ms, i};
+	}
+	if (nr)
+		qsort(v, nr, sizeof(*v), compare_versions_and_places);
+	for (size_t i = 0, n; i < nr; i += n) {
+		for (n = 1; i + n < nr && !compare_versions(&v[i], &v[i + n]);)
+			n++;
+		judge_versions(links, v + i, n);
+	}
+	return 0;
 }
 
 int store_links_load(struct store *s, const char *name, const struct store_images *images,
@@ -127,21 +217,14 @@ int store_links_load(struct store *s, const char *name, const struct store_image
 	for (size_t i = 0; r == 0 && i < images->nr; i++) {
 		cleanup_free char *path = NULL;
 
-		links[i].parent = links[i].merged_from = LINKS_NONE;
+		links[i].parent = LINKS_NONE;
 		if (asprintf(&path, "%s/%s/%s", store_path(s), name, images->image[i].file) < 0)
 			r = -ENOMEM;
 		else
 			r = load(&links[i], path, &images->image[i], ids, images->nr);
 	}
-	for (size_t i = 0; r == 0 && i < images->nr; i++) {
-		long old = links[i].merged_from;
-
-		/* A file that says so of itself, or of one that says so of it, is not believed. */
-		if (old >= 0 && (size_t)old != i && links[i].readable && !links[i].nr_missing &&
-		    links[old].merged_from != (long)i &&
-		    images->image[old].t0_ms == images->image[i].t0_ms)
-			links[old].replaced = true;
-	}
+	if (r == 0)
+		r = find_versions(links, images);
 	if (r < 0) {
 		store_links_free(links, images->nr);
 		return usnap_fail_errno(err, r, "cannot look through '%s' of store '%s'", name,

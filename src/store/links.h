@@ -17,10 +17,14 @@ enum {
 struct store_link {
 	bool readable; /* what it needs is known */
 	bool damaged; /* not readable, and never will be */
-	bool replaced; /* by one that was merged of it, and lacks nothing */
+	bool replaced; /* there is a better version of it: merged more often, and lacking nothing */
+	size_t first_version; /* its versions have this in common: where one of them is in images */
+	uint64_t times_merged;
+	char version_of[STORE_ID_LEN + 1]; /* the first one's id, its own if that is the one */
+	char run[STORE_ID_LEN + 1]; /* of the process, or "" */
+	unsigned char taken_of[16]; /* hash of the run and of what else is said of the process */
 	char why[512]; /* it is not readable */
 	long parent; /* the image that it continues: where it is in images, or LINKS_ */
-	long merged_from; /* the image that it was made of, where that is still there */
 	size_t *from; /* all that it was made of and that are still there */
 	size_t nr_from;
 	size_t *needs; /* where they are in images, ascending */
@@ -32,6 +36,9 @@ struct store_link {
 int store_links_load(struct store *s, const char *name, const struct store_images *images,
 		     struct store_link **ret, struct usnap_err *err);
 void store_links_free(struct store_link *links, size_t nr);
+
+/* Nothing that it needs is missing or cannot be read. */
+bool store_links_is_complete(const struct store_link *links, size_t i);
 
 /* keep: one for each image. Sets those that kept ones need; of what is not
  * readable nobody knows what it needs, so that nothing older goes.

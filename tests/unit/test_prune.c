@@ -333,37 +333,133 @@ Test(prune, does_not_count_on_an_image_that_lacks_others)
 	cr_assert_str_eq(planned(&(struct retention){.max_bytes = 1}, 0), "ko");
 }
 
-Test(prune, counts_an_image_once_that_a_killed_run_had_merged)
+/* What merging makes of image nr, beside it, as a run leaves it that is killed there. */
+static void merge_beside(unsigned nr, unsigned parent)
 {
-	struct usnap_image *img = usnap_image_new();
+	struct usnap_image *img = usnap_image_new(), *p = usnap_image_new();
 	struct usnap_err err = {0};
-	char path[128], to[128], file[STORE_FILE_LEN + 1];
 	struct merge_options o = {.level = 1};
+	char path[128], to[128], file[STORE_FILE_LEN + 1];
 	struct usnap_info info;
 
-	put(1, 0, "ab");
-	put(2, 0, "cd");
-	put(3, 2, "cD");
-	path_of(3, path);
-	o.fd = open("merged", O_CREAT | O_RDWR | O_CLOEXEC, 0600);
+	path_of(nr, path);
 	cr_assert_eq(usnap_image_open(img, path), 0);
+	if (parent) {
+		path_there(parent, path);
+		cr_assert_eq(usnap_image_open(p, path), 0);
+		o.parent = p;
+	}
+	o.fd = open("merged", O_CREAT | O_RDWR | O_CLOEXEC, 0600);
 	cr_assert_eq(image_merge(img, &o, NULL, &err), 0, "%s", err.text);
 	usnap_image_free(img);
 	img = usnap_image_new();
 	cr_assert_eq(usnap_image_open_fd(img, o.fd, "merged"), 0);
 	cr_assert_eq(usnap_image_get_info(img, &info, sizeof(info)), 0);
-	cr_assert_eq(store_file_name(START_MS + 3 * HOUR_MS, info.id, file), 0);
+	cr_assert_eq(store_file_name(START_MS + nr * HOUR_MS, info.id, file), 0);
 	snprintf(to, sizeof(to), "store/" NAME "/%s", file);
 	cr_assert_eq(rename("merged", to), 0);
 	close(o.fd);
+	usnap_image_free(img);
+	usnap_image_free(p);
+}
+
+Test(prune, counts_an_image_once_that_a_killed_run_had_merged)
+{
+	put(1, 0, "ab");
+	put(2, 0, "cd");
+	put(3, 2, "cD");
+	merge_beside(3, 0);
 	planned(&(struct retention){.last = 2}, 0);
 	cr_assert_eq(plan.images.nr, 4);
 	/* By id, which orders the two of one time. */
 	for (size_t i = 2; i < 4; i++)
-		cr_assert_eq(plan.keep[i], !strcmp(plan.images.image[i].id, info.id));
+		cr_assert_eq(plan.keep[i], plan.links[i].times_merged == 1);
 	cr_assert(plan.remove[0]);
 	cr_assert(plan.keep[1]);
-	usnap_image_free(img);
+}
+
+/* The merged ones are merged again, while the next snapshot keeps the originals there. */
+Test(prune, loses_nothing_after_a_killed_run)
+{
+	const struct retention rules = {.last = 4};
+	size_t full = 0;
+	char originals[3][128];
+
+	put(1, 0, "abcd");
+	put(2, 1, "Abcd");
+	put(3, 2, "ABcd");
+	put(4, 3, "ABCd");
+	put(5, 4, "ABCD");
+	for (unsigned i = 0; i < 3; i++)
+		path_of(2 + i, originals[i]);
+	cr_assert_eq(mkdir("saved", 0700), 0);
+	cr_assert_eq(system("cp -p store/" NAME "/* saved"), 0);
+	done(&rules, 0);
+	cr_assert_str_eq(there(), "2Abcd 3ABcd 4ABCd 5ABCD");
+	/* The killed run had not come to the fifth. */
+	path_there(5, originals[0]);
+	cr_assert_eq(unlink(originals[0]), 0);
+	cr_assert_eq(system("cp -p saved/* store/" NAME), 0);
+	put(6, 5, "xBCD");
+	planned(&rules, 0);
+	cr_assert_eq(plan.images.nr, 9);
+	for (size_t i = 0; i < plan.images.nr; i++)
+		cr_assert(plan.why[i] == 0 || plan.images.image[i].t0_ms >= START_MS + 3 * HOUR_MS);
+	done(&rules, 0);
+	cr_assert_str_eq(there(), "3ABcd 4ABCd 5ABCD 6xBCD");
+	cr_assert_str_eq(planned(&rules, 0), "kkkk");
+	for (size_t i = 0; i < plan.images.nr; i++)
+		full += !plan.links[i].nr_needs;
+	cr_assert_eq(full, 1);
+}
+
+/* One version of an image can lack the one that it was made of. */
+Test(prune, counts_the_versions_of_an_image_once)
+{
+	const struct retention rules = {.last = 2};
+	char path[128];
+
+	put(1, 0, "abcd");
+	put(2, 1, "Abcd");
+	put(3, 2, "ABcd");
+	path_of(3, path);
+	cr_assert_eq(mkdir("saved", 0700), 0);
+	cr_assert_eq(system("cp -p store/" NAME "/* saved"), 0);
+	done(&rules, 0);
+	put(4, 3, "ABCd");
+	done(&rules, 0);
+	cr_assert_str_eq(there(), "3ABcd 4ABCd");
+	cr_assert_eq(system("cp -p saved/* store/" NAME), 0);
+	done(&rules, 0);
+	cr_assert_str_eq(there(), "3ABcd 4ABCd");
+	cr_assert_str_eq(planned(&rules, 0), "kk");
+	cr_assert_eq(plan.links[0].times_merged, 2);
+}
+
+/* Nor can one take the place of another that it is no version of, or that lacks something itself. */
+Test(prune, replaces_no_image_by_one_that_lacks_another)
+{
+	char path[128];
+
+	put(1, 0, "ab");
+	put(2, 1, "Ab");
+	put(3, 2, "AB");
+	merge_beside(2, 0);
+	merge_beside(3, 2);
+	planned(&(struct retention){.last = 3}, 0);
+	cr_assert_eq(plan.images.nr, 5);
+	cr_assert_eq(plan.links[1].replaced + plan.links[2].replaced, 1);
+	cr_assert_eq(plan.links[3].replaced + plan.links[4].replaced, 1);
+	for (size_t i = 1; i < 3; i++)
+		if (!plan.links[i].replaced)
+			snprintf(path, sizeof(path), "store/" NAME "/%s",
+				 plan.images.image[i].file);
+	cr_assert_eq(truncate(path, 1000), 0);
+	planned(&(struct retention){.last = 3}, 0);
+	for (size_t i = 3; i < 5; i++) {
+		cr_assert_eq(plan.links[i].replaced, plan.links[i].times_merged > 0);
+		cr_assert_eq(plan.why[i] != 0, plan.links[i].times_merged == 0);
+	}
 }
 
 Test(prune, gives_up_as_few_as_the_size_takes)
