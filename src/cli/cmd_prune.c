@@ -231,7 +231,7 @@ static int prune_name(struct prune *p, const char *name, struct usnap_err *err)
 	}
 	if (r == 0 && !p->dry_run)
 		r = prune_carry_out(&carry, &plan, &p->rules, err);
-	if (r == 0)
+	if (p->dry_run ? r == 0 : carry.is_through)
 		report(p, &plan, name, before, p->dry_run ? count_merged(&plan) : carry.merged,
 		       &images);
 	json_decref(images);

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "cli/show.h"
 #include "common/util.h"
@@ -57,19 +58,19 @@ static int write_merged(const struct prune_carry *c, struct merge_options *o,
 
 /* The merged image is there beside its original, which goes when nothing refers to it: killed
  * here, the next run sees to that. */
-static int merge(struct prune_carry *c, const struct prune_plan *plan, struct usnap_err *err)
+static int merge(const struct prune_carry *c, const struct prune_plan *plan,
+		 char file[STORE_FILE_LEN + 1], struct usnap_err *err)
 {
 	struct merge_options o = {.level = 1, .cancel = c->interrupted};
 	struct usnap_image *img = NULL;
-	char file[STORE_FILE_LEN + 1];
 	int r = open_image(c, plan, plan->merge, &img, err);
 
 	if (r == 0 && plan->parent >= 0)
 		r = open_image(c, plan, plan->parent, &o.parent, err);
 	if (r == 0)
 		r = write_merged(c, &o, img, file, err);
-	if (r == -ESTALE && o.parent && !(c->interrupted && *c->interrupted)) {
-		/* It has another secret, say: without it, all is copied. */
+	if ((r == -ESTALE || r == -EBADMSG) && o.parent && !(c->interrupted && *c->interrupted)) {
+		/* It has another secret, say, or is damaged: without it, all is copied. */
 		usnap_image_free(o.parent);
 		o.parent = NULL;
 		*err = (struct usnap_err){0};
@@ -79,7 +80,6 @@ static int merge(struct prune_carry *c, const struct prune_plan *plan, struct us
 	usnap_image_free(o.parent);
 	if (r < 0)
 		return r;
-	c->merged++;
 	if ((size_t)plan->merge + 1 == plan->images.nr &&
 	    (r = store_set_latest(store_lock_fd(c->lock), file)) < 0)
 		return usnap_fail_errno(err, r, "cannot set 'latest' to '%s'", file);
@@ -136,10 +136,99 @@ static void note_given_up(const struct prune_plan *p, struct prune_rules *rules)
 		rules->since_ms = MAX(rules->since_ms, p->images.image[i].t0_ms);
 }
 
+/* Merged images take the place of the last plan's; the rules as they have become are those to go on
+ * with. */
+struct carrying {
+	struct prune_rules rules;
+	char (*unfit)[STORE_ID_LEN + 1];
+	struct usnap_err first; /* what went wrong with one image, not with others */
+};
+
+static int plan_again(const struct prune_carry *c, struct carrying *k, struct prune_plan *plan,
+		      struct usnap_err *err)
+{
+	prune_plan_free(plan);
+	return prune_plan_make(plan, c->store, c->name, &k->rules, err);
+}
+
+/* It stays as it is, and the others are gone on with. */
+static int pass_over(struct carrying *k, const char *id, const struct usnap_err *why,
+		     struct usnap_err *err)
+{
+	char(*unfit)[STORE_ID_LEN + 1] =
+		realloc(k->unfit, (k->rules.nr_unfit + 1) * sizeof(*k->unfit));
+
+	if (!unfit)
+		return usnap_fail_errno(err, -ENOMEM, "cannot merge image %s", id);
+	memcpy(unfit[k->rules.nr_unfit++], id, sizeof(*unfit));
+	k->rules.unfit = (const char(*)[STORE_ID_LEN + 1])(k->unfit = unfit);
+	if (!k->first.code)
+		k->first = *why;
+	return 0;
+}
+
+static long find_image(const struct prune_plan *p, const char *id)
+{
+	for (size_t i = 0; i < p->images.nr; i++)
+		if (!strcmp(p->images.image[i].id, id))
+			return (long)i;
+	return -1;
+}
+
+/* Whatever is the reason: what is not replaced by what was made of it would be merged again and
+ * again. plan: with what was made of it, which goes. */
+static int check_replaced(const struct prune_carry *c, const struct prune_plan *plan,
+			  const char *id, const char *file, struct usnap_err *err)
+{
+	long old = find_image(plan, id);
+	cleanup_free bool *remove = calloc(plan->images.nr + 1, sizeof(*remove));
+	size_t removed;
+	int r = remove ? 0 : -ENOMEM;
+
+	if (old < 0 || plan->links[old].replaced)
+		return 0;
+	for (size_t i = 0; remove && i < plan->images.nr; i++)
+		remove[i] = (long)i != old && !strcmp(plan->images.image[i].file, file);
+	if (r == 0)
+		r = store_links_remove(plan->links, &plan->images, remove, store_lock_fd(c->lock),
+				       &removed);
+	if (r < 0)
+		return usnap_fail_errno(err, r, "cannot remove from '%s/%s'", store_path(c->store),
+					c->name);
+	return usnap_fail(err, -EBADMSG, "cannot merge '%s/%s': the result does not replace it",
+			  c->name, plan->images.image[old].file);
+}
+
+/* One image, or the finding that it cannot be. */
+static int carry_on(struct prune_carry *c, struct carrying *k, struct prune_plan *plan,
+		    struct usnap_err *err)
+{
+	struct usnap_err why = {0};
+	char id[STORE_ID_LEN + 1], file[STORE_FILE_LEN + 1];
+	int r, m;
+
+	memcpy(id, plan->images.image[plan->merge].id, sizeof(id));
+	m = merge(c, plan, file, &why);
+	if (m == 0) {
+		if ((r = plan_again(c, k, plan, err)) < 0)
+			return r;
+		m = check_replaced(c, plan, id, file, &why);
+		c->merged += m == 0;
+	}
+	if (m == 0)
+		return 0;
+	if (m != -EBADMSG && m != -ESTALE) {
+		*err = why;
+		return m;
+	}
+	r = pass_over(k, id, &why, err);
+	return r < 0 ? r : plan_again(c, k, plan, err);
+}
+
 int prune_carry_out(struct prune_carry *c, struct prune_plan *plan, const struct prune_rules *rules,
 		    struct usnap_err *err)
 {
-	struct prune_rules now = *rules;
+	struct carrying k = {.rules = *rules};
 	size_t removed;
 	int r;
 
@@ -147,19 +236,31 @@ int prune_carry_out(struct prune_carry *c, struct prune_plan *plan, const struct
 	for (;;) {
 		r = store_links_remove(plan->links, &plan->images, plan->remove,
 				       store_lock_fd(c->lock), &removed);
-		if (r < 0)
-			return usnap_fail_errno(err, r, "cannot remove from '%s/%s'",
-						store_path(c->store), c->name);
-		if (plan->merge < 0 || (c->interrupted && *c->interrupted))
-			return 0;
-		note_given_up(plan, &now);
-		if ((r = merge(c, plan, err)) < 0)
+		if (r < 0) {
+			usnap_fail_errno(err, r, "cannot remove from '%s/%s'", store_path(c->store),
+					 c->name);
 			break;
-		prune_plan_free(plan);
-		if ((r = prune_plan_make(plan, c->store, c->name, &now, err)) < 0)
-			return r;
+		}
+		if (plan->merge < 0 || (c->interrupted && *c->interrupted)) {
+			c->is_through = true;
+			break;
+		}
+		note_given_up(plan, &k.rules);
+		/* What is begun is brought to its end: with fewer held than may be there would be
+		 * both, what is merged and what it was merged of. */
+		k.rules.spare = 0;
+		if ((r = carry_on(c, &k, plan, err)) < 0) {
+			if (r != -ECANCELED)
+				roll_back(c);
+			if (r == -ENOSPC || r == -EDQUOT)
+				r = hint_room(plan, err);
+			break;
+		}
 	}
-	if (r != -ECANCELED)
-		roll_back(c);
-	return r == -ENOSPC || r == -EDQUOT ? hint_room(plan, err) : r;
+	free(k.unfit);
+	if (r == 0 && k.first.code) {
+		*err = k.first;
+		r = k.first.code;
+	}
+	return r;
 }

@@ -22,12 +22,23 @@ static size_t first_free(const struct prune_plan *p)
 	return i;
 }
 
-static void mark_pinned(struct prune_plan *p)
+static bool is_unfit(const struct prune_rules *rules, const char *id)
+{
+	for (size_t i = 0; i < rules->nr_unfit; i++)
+		if (!strcmp(rules->unfit[i], id))
+			return true;
+	return false;
+}
+
+static void mark_pinned(struct prune_plan *p, const struct prune_rules *rules)
 {
 	size_t free = first_free(p);
 
-	for (size_t i = 0; i < p->images.nr; i++)
-		p->pinned[i] = i < free || !p->links[i].readable || is_incomplete(p, i);
+	for (size_t i = 0; i < p->images.nr; i++) {
+		p->unfit[i] = is_unfit(rules, p->images.image[i].id);
+		p->pinned[i] =
+			i < free || !p->links[i].readable || is_incomplete(p, i) || p->unfit[i];
+	}
 	store_links_close(p->links, p->pinned, p->images.nr);
 }
 
@@ -85,7 +96,8 @@ static long choose_parent(const struct prune_plan *p, size_t image)
 		needed[p->links[l->needs[k]].first_version] = true;
 	for (size_t i = image; i-- > 0 && parent < 0;)
 		if (p->why[i] && p->images.image[i].t0_ms < p->images.image[image].t0_ms &&
-		    store_links_is_complete(p->links, i) && is_related(p, needed, image, i))
+		    store_links_is_complete(p->links, i) && !p->unfit[i] &&
+		    is_related(p, needed, image, i))
 			parent = (long)i;
 	for (size_t k = 0; k < l->nr_needs; k++)
 		needed[p->links[l->needs[k]].first_version] = false;
@@ -230,7 +242,7 @@ static int judge(struct prune_plan *p, const struct prune_rules *rules)
 		if (p->images.image[i].t0_ms < rules->since_ms)
 			p->why[i] = 0;
 	free(items);
-	mark_pinned(p);
+	mark_pinned(p, rules);
 	close_over(p, rules);
 	if (rules->keep.max_bytes)
 		r = fit(p, rules);
@@ -242,7 +254,8 @@ static int judge(struct prune_plan *p, const struct prune_rules *rules)
 int prune_plan_make(struct prune_plan *p, struct store *s, const char *name,
 		    const struct prune_rules *rules, struct usnap_err *err)
 {
-	bool **const marks[] = {&p->pinned, &p->keep, &p->remove, &p->must, &p->stays, &p->scratch};
+	bool **const marks[] = {&p->pinned, &p->unfit, &p->keep,   &p->remove,
+				&p->must,   &p->stays, &p->scratch};
 	int r;
 
 	*p = (struct prune_plan){.merge = -1, .parent = -1};
@@ -265,6 +278,7 @@ void prune_plan_free(struct prune_plan *p)
 	store_images_free(&p->images);
 	free(p->why);
 	free(p->pinned);
+	free(p->unfit);
 	free(p->keep);
 	free(p->remove);
 	free(p->must);

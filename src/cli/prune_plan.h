@@ -13,7 +13,8 @@
  * images stay for others ("spare"), and all are merged when there are more.
  *
  * Not merged is what could not go anyway: what cannot be read, all that is
- * older than that, and what lacks an image and all that it needs ("pinned").
+ * older than that, and what lacks an image and all that it needs; nor what
+ * turned out to be damaged when it was to be merged ("pinned").
  */
 #ifndef USNAP_CLI_PRUNE_PLAN_H
 #define USNAP_CLI_PRUNE_PLAN_H
@@ -28,6 +29,8 @@ struct prune_rules {
 	struct retention keep;
 	uint64_t spare; /* images that may stay for others only */
 	uint64_t since_ms; /* no rule wants what is older: it was given up for its size */
+	const char (*unfit)[STORE_ID_LEN + 1]; /* borrowed: ids of what could not be merged */
+	size_t nr_unfit;
 };
 
 struct prune_plan {
@@ -35,6 +38,7 @@ struct prune_plan {
 	struct store_link *links;
 	unsigned *why; /* KEEP_..., 0: not by a rule */
 	bool *pinned; /* stays whatever the rules say */
+	bool *unfit; /* cannot be merged, as was found out */
 	bool *keep, *remove; /* now: each is one or the other */
 	bool *must; /* to be merged, sooner or later */
 	bool *stays; /* when all is done */

@@ -118,6 +118,12 @@ static int load(struct store_link *l, const char *path, const struct store_image
 		l->damaged = true;
 		snprintf(l->why, sizeof(l->why), "cannot use '%.200s': it is the image %.40s", path,
 			 info.id);
+	} else if (info.t0_realtime_ns / 1000000 != i->t0_ms) {
+		/* Under that name it would be counted, and merged into one of another name. */
+		l->damaged = true;
+		snprintf(l->why, sizeof(l->why),
+			 "cannot use '%.200s': the image is of another time than its name says",
+			 path);
 	} else {
 		l->readable = true;
 		memcpy(l->version_of, info.id, sizeof(l->version_of));

@@ -1,5 +1,6 @@
 /* What prune decides where images refer to each other. */
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -460,6 +461,86 @@ Test(prune, replaces_no_image_by_one_that_lacks_another)
 		cr_assert_eq(plan.links[i].replaced, plan.links[i].times_merged > 0);
 		cr_assert_eq(plan.why[i] != 0, plan.links[i].times_merged == 0);
 	}
+}
+
+/* It would be merged into one of another name, for ever. */
+Test(prune, merges_nothing_under_a_wrong_name)
+{
+	char from[128], to[128], file[STORE_FILE_LEN + 1], id[STORE_ID_LEN + 1];
+
+	put(1, 0, "ab");
+	put(2, 1, "Ab");
+	put(4, 0, "xy");
+	path_of(2, from);
+	snprintf(id, sizeof(id), "%032x", 2);
+	cr_assert_eq(store_file_name(START_MS + 3 * HOUR_MS, id, file), 0);
+	snprintf(to, sizeof(to), "store/" NAME "/%s", file);
+	cr_assert_eq(rename(from, to), 0);
+	cr_assert_str_eq(planned(&(struct retention){.last = 2}, 0), "kok");
+	cr_assert(plan.links[1].damaged);
+	cr_assert_eq(done(&(struct retention){.last = 1}, 0), 0);
+	cr_assert_str_eq(planned(&(struct retention){.last = 1}, 0), "ook");
+}
+
+/* A chain of two images a day, of which the last is wanted. */
+static void put_days(void)
+{
+	put(1, 0, "abcd");
+	put(2, 1, "Abcd");
+	put(3, 0, "efgh");
+	put(26, 3, "Efgh");
+	put(27, 0, "ijkl");
+	put(50, 27, "Ijkl");
+}
+
+/* When the first of several chains is through there are fewer than may be there. */
+Test(prune, merges_all_when_it_has_begun)
+{
+	const struct retention rules = {.daily = 3};
+
+	put_days();
+	cr_assert_str_eq(planned(&rules, 3), "okokok");
+	cr_assert_str_eq(planned(&rules, 2), "omomom");
+	cr_assert_eq(done(&rules, 2), 3);
+	cr_assert_str_eq(there(), "2Abcd 26Efgh 50Ijkl");
+}
+
+/* What is in a frame shows only when that is read. */
+static void damage_a_frame(unsigned nr)
+{
+	static char buf[1 << 16];
+	char path[128], *at;
+	ssize_t n;
+	int fd;
+
+	path_of(nr, path);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	n = pread(fd, buf, sizeof(buf), 0);
+	cr_assert(n > 0);
+	cr_assert_not_null(at = memmem(buf, (size_t)n, "pages/000000.zst", 16));
+	/* A tar header, and that of a frame. */
+	at += 512 + 12;
+	*at = (char)~*at;
+	cr_assert_eq(pwrite(fd, at, 1, at - buf), 1);
+	close(fd);
+}
+
+Test(prune, merges_the_others_when_one_is_damaged)
+{
+	const struct prune_rules rules = {.keep = {.daily = 3}};
+	struct prune_carry c = {.store = store, .name = NAME};
+	struct usnap_err err = {0};
+
+	put_days();
+	damage_a_frame(3);
+	cr_assert_str_eq(planned(&rules.keep, 0), "omomom");
+	cr_assert_eq(store_lock(&c.lock, store, NAME, STORE_REMOVE, NULL, &err), 0);
+	cr_assert_eq(prune_carry_out(&c, &plan, &rules, &err), -EBADMSG);
+	store_unlock(c.lock);
+	cr_assert_eq(err.code, -EBADMSG);
+	cr_assert(c.is_through);
+	cr_assert_eq(c.merged, 2);
+	cr_assert_str_eq(planned(&rules.keep, 0), "komk");
 }
 
 Test(prune, gives_up_as_few_as_the_size_takes)
