@@ -103,6 +103,9 @@ static void print_summary(const struct prune *p, const struct prune_plan *v, con
 	if (v->held)
 		printf(", %zu of them because others refer to %s", v->held,
 		       v->held == 1 ? "it" : "them");
+	if (v->mergeable)
+		printf("; --merge removes %s",
+		       v->mergeable == v->held ? v->held == 1 ? "it" : "them" : "some of them");
 	putchar('\n');
 }
 
@@ -383,7 +386,7 @@ static int set(struct prune *p, int o, const char **store, char **argv)
 
 static int run_prune(int argc, char **argv)
 {
-	struct prune p = {.worst = EXIT_DONE};
+	struct prune p = {.worst = EXIT_DONE, .rules.spare = PRUNE_SPARE};
 	struct store_names all = {0};
 	struct usnap_err err = {0};
 	const char *store = NULL;
@@ -435,8 +438,9 @@ const struct cli_command cmd_prune = {
 		"      --max-size SIZE   of each name, remove the oldest until it takes no more\n"
 		"      --unit UNIT       the name that 'snapshot --unit UNIT' gives its images\n"
 		"      --keep-needed N   let up to N images stay that only others need, before\n"
-		"                        all are merged that refer to such; 0 if not given\n"
-		"      --merge           the same as --keep-needed 0\n"
+		"                        all are merged that refer to such; 24 if not given\n"
+		"      --merge           the same as --keep-needed 0: keep what the rules say\n"
+		"                        and nothing else\n"
 		"      --store DIR       the store, if not the usual one\n"
 		"      --skip-if-busy    pass over names that another run has\n"
 		"      --json            tell what was decided, in JSON\n"
@@ -444,7 +448,7 @@ const struct cli_command cmd_prune = {
 		"  -q, --quiet           print nothing but errors\n"
 		"\n"
 		"The last image always stays. Those that stay are merged with what they refer\n"
-		"to, where no rule keeps that. With a --max-size that is too small even for the\n"
-		"last image, the exit status is 1.\n",
+		"to, where no rule keeps that, once there is enough of it. With a --max-size\n"
+		"that is too small even for the last image, the exit status is 1.\n",
 	.run = run_prune,
 };

@@ -26,7 +26,6 @@
 #include "store/store.h"
 
 #define RUN_FULL_EVERY "24" /* images, unless said otherwise, where others are removed */
-#define RUN_KEEP_NEEDED "24" /* images that may stay for others */
 
 enum {
 	RUN_MAX_PASSED = 64,

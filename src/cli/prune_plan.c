@@ -160,7 +160,7 @@ static void close_over(struct prune_plan *p, const struct prune_rules *rules)
 	if (!is_merge_due(p, rules))
 		memset(p->must, 0, p->images.nr * sizeof(*p->must));
 	p->merge = p->parent = -1;
-	p->bytes_after = p->held = 0;
+	p->bytes_after = p->held = p->mergeable = 0;
 	for (size_t i = 0; i < p->images.nr; i++)
 		if (p->must[i] && p->merge < 0)
 			p->merge = (long)i;
@@ -168,6 +168,7 @@ static void close_over(struct prune_plan *p, const struct prune_rules *rules)
 		p->stays[i] = p->merge < 0 ? p->keep[i] : p->why[i] || p->pinned[i];
 		p->held +=
 			p->stays[i] && !p->why[i] && p->links[i].readable && !is_incomplete(p, i);
+		p->mergeable += p->stays[i] && !p->why[i] && !p->pinned[i];
 		if (p->stays[i])
 			p->bytes_after += p->must[i] ? guess_bytes(p, i) : p->images.image[i].bytes;
 	}

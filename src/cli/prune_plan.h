@@ -25,6 +25,10 @@
 #include "store/retention.h"
 #include "store/store.h"
 
+/* Images that may stay for others, if not told: an hourly rule that is full drops one each hour,
+ * and merging all that stays each time would write a multiple of the snapshots. */
+#define PRUNE_SPARE 24
+
 struct prune_rules {
 	struct retention keep;
 	uint64_t spare; /* images that may stay for others only */
@@ -43,6 +47,7 @@ struct prune_plan {
 	bool *must; /* to be merged, sooner or later */
 	bool *stays; /* when all is done */
 	size_t held; /* of those that stay: for others only */
+	size_t mergeable; /* of these: could go if all were merged */
 	uint64_t bytes_after; /* of what stays; a guess while there is something to merge */
 	long merge; /* the image to be merged next, or -1 */
 	long parent; /* what it is to continue, or -1 */

@@ -123,9 +123,6 @@ static void prune(struct run_service *s)
 	const char *argv[RUN_MAX_PASSED + 16] = {"uffd-snap", "prune"};
 	size_t n = add_common(s, &s->args->prune, argv, 2);
 
-	/* Merging after each snapshot would write more than it. */
-	argv[n++] = "--keep-needed";
-	argv[n++] = RUN_KEEP_NEEDED;
 	argv[n++] = s->name;
 	argv[n] = NULL;
 	s->prunes = true;

@@ -61,7 +61,7 @@ says err 'merging needs up to'
 exits 0 usnap prune -q --keep-last 4
 fallocate -l "$(($(df --output=avail -B1 small | tail -n 1) - (1 << 20)))" small/most
 before=$(sums)
-exits 1 usnap prune -q --keep-last 2
+exits 1 usnap prune -q --merge --keep-last 2
 says err 'No space left on device'
 says err 'merging needs up to'
 same 'after a prune, left over' "$(left)" ''
@@ -76,7 +76,7 @@ whole push
 # With room, all goes on.
 rm small/other small/more small/most
 exits 0 usnap snapshot -q "$pid" --name p
-exits 0 usnap prune -q --keep-last 2
+exits 0 usnap prune -q --merge --keep-last 2
 same 'images' "$(usnap list --json p | jq '.images | length')" 2
 whole 'room again'
 mount -o remount,size=100m remote

@@ -111,6 +111,10 @@ as_planned --keep-last 5 --keep-needed 2
 as_planned --keep-last 4 --keep-needed 2
 [ "$(images one)" -gt 4 ] || fail 'nothing stays for others'
 as_planned --keep-last 2
+exits 0 usnap prune --keep-last 2 one
+says out 'because others refer to'
+says out '; --merge removes'
+as_planned --keep-last 2 --merge
 same images "$(images one)" 2
 exits 0 usnap prune --keep-last 2 -q one
 same 'output of -q' "$(cat out err)" ''
