@@ -300,7 +300,7 @@ static bool pause_before_restart(uint64_t lived_s)
 /* In a row: all, and those of what one image brought back. */
 struct quick_ends {
 	unsigned nr, nr_of_image;
-	char image[STORE_ID_LEN + 1];
+	uint64_t t0_ms; /* of that one */
 };
 
 /* An image may be whole and of a program that was about to fail. */
@@ -309,17 +309,17 @@ static void count_end(struct quick_ends *e, struct run_program *p, const char *n
 {
 	if (lived_s >= QUICK_S) {
 		*e = (struct quick_ends){0};
-		*p->avoid = '\0';
+		p->avoid_ms = 0;
 		return;
 	}
 	e->nr++;
 	if (!*p->image)
 		return;
-	e->nr_of_image = strcmp(e->image, p->image) ? 1 : e->nr_of_image + 1;
-	memcpy(e->image, p->image, sizeof(e->image));
+	e->nr_of_image = e->t0_ms != p->image_t0_ms ? 1 : e->nr_of_image + 1;
+	e->t0_ms = p->image_t0_ms;
 	if (e->nr_of_image < MAX_OF_IMAGE)
 		return;
-	memcpy(p->avoid, p->image, sizeof(p->avoid));
+	p->avoid_ms = p->image_t0_ms;
 	msg_error("'%s@%s' ended %u times within %d s: going back to an older image, if there is "
 		  "one",
 		  name, p->image, e->nr_of_image, QUICK_S);

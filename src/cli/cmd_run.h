@@ -63,7 +63,8 @@ struct run_program {
 	uint64_t start_ticks; /* of the program */
 	bool distrusts; /* the newest images are damaged */
 	char image[STORE_ID_LEN + 1]; /* that it was brought back from, or "" */
-	char avoid[STORE_ID_LEN + 1]; /* an image: to bring back an older one; or "" */
+	uint64_t image_t0_ms; /* of that one, which has another id when it was merged meanwhile */
+	uint64_t avoid_ms; /* to bring back an older image than of this time; or 0 */
 };
 
 /* As a shell tells of a command that it cannot run. */

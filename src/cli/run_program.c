@@ -379,12 +379,13 @@ static void tell_of_age(const struct run_args *a, const struct store_images *ima
 
 /* How many there are, but for one to avoid and what was taken since. All of them when nothing else is
  * left. */
-static size_t newest_wanted(const struct store_images *images, const char *avoid)
+static size_t newest_wanted(const struct store_images *images, uint64_t avoid_ms)
 {
-	for (size_t i = 1; i < images->nr; i++)
-		if (!strcmp(images->image[i].id, avoid))
-			return i;
-	return images->nr;
+	size_t nr = images->nr;
+
+	while (avoid_ms && nr && images->image[nr - 1].t0_ms >= avoid_ms)
+		nr--;
+	return nr ? nr : images->nr;
 }
 
 static enum outcome try_each(const struct run_args *a, const struct store *store,
@@ -398,7 +399,7 @@ static enum outcome try_each(const struct run_args *a, const struct store *store
 
 	if (asprintf(&dir, "%s/%s", store_path(store), a->name) < 0)
 		dir = NULL;
-	for (size_t i = newest_wanted(images, ret->avoid); dir && i--;) {
+	for (size_t i = newest_wanted(images, ret->avoid_ms); dir && i--;) {
 		enum outcome o = DAMAGED;
 
 		/* Whoever reads it knows the time from list; of two at once it would be one. */
@@ -426,6 +427,7 @@ static enum outcome try_each(const struct run_args *a, const struct store *store
 			msg_info("brought back '%s' as process %d", ref, (int)ret->pid);
 		if (o == RUNS) {
 			memcpy(ret->image, images->image[i].id, sizeof(ret->image));
+			ret->image_t0_ms = images->image[i].t0_ms;
 			tell_of_age(a, images, i);
 			if (run_command_differs(a, dir))
 				msg_warning("'%s' goes on with the command that it was started "
