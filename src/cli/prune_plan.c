@@ -104,22 +104,19 @@ static long choose_parent(const struct prune_plan *p, size_t image)
 	return parent;
 }
 
-/* What a merged image takes: about as much as the largest that it was made of, which is the full
- * one; or what came since its parent. */
+/* What a merged image takes: about what it has itself and what it uses of others, but for what its
+ * parent has as well: that is what was there when the parent was taken. */
 static uint64_t guess_bytes(const struct prune_plan *p, size_t image)
 {
 	const struct store_link *l = &p->links[image];
 	long parent = choose_parent(p, image);
-	uint64_t whole = p->images.image[image].bytes, since = whole;
+	uint64_t bytes = p->images.image[image].bytes;
 
-	for (size_t k = 0; k < l->nr_needs; k++) {
-		uint64_t bytes = p->images.image[l->needs[k]].bytes;
-
-		whole = MAX(whole, bytes);
-		if ((long)l->needs[k] > parent && !p->why[l->needs[k]])
-			since += bytes;
-	}
-	return parent < 0 ? whole : MIN(whole, since);
+	for (size_t k = 0; k < l->nr_needs && l->need_bytes; k++)
+		if (parent < 0 ||
+		    p->images.image[l->needs[k]].t0_ms > p->images.image[parent].t0_ms)
+			bytes += l->need_bytes[k];
+	return bytes;
 }
 
 static uint64_t kept_bytes(const struct prune_plan *p)
@@ -263,6 +260,7 @@ int prune_plan_make(struct prune_plan *p, struct store *s, const char *name,
 	if ((r = store_scan(s, name, &p->images, err)) < 0 ||
 	    (r = store_links_load(s, name, &p->images, &p->links, err)) < 0)
 		return r;
+	r = store_links_load_sizes(s, name, &p->images, p->links);
 	if (!(p->why = calloc(p->images.nr + 1, sizeof(*p->why))))
 		r = -ENOMEM;
 	for (size_t i = 0; i < ARRAY_SIZE(marks); i++)

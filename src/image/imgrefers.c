@@ -80,7 +80,54 @@ static int read_images(struct prefix *p, unsigned char **ret, size_t *ret_nr)
 	return 0;
 }
 
+/* Follows read_images(). bytes: by image, its own first; zero. */
+static int read_frames(struct prefix *p, uint64_t *bytes, size_t nr)
+{
+	unsigned char record[FORMAT_INDEX_RECORD];
+	uint64_t raw = 0, own_raw = 0, used = p->img->nr_pages * p->img->info.page_size;
+
+	for (uint64_t i = 0; i < p->img->nr_frames; i++) {
+		uint32_t image, raw_bytes;
+		int r = read_more(p, record, sizeof(record));
+
+		if (r < 0)
+			return r;
+		image = le_get32(record);
+		raw_bytes = le_get32(record + 4);
+		if (image >= nr)
+			return img_damaged(p->img, p->m->offset, "page index: frame of no image");
+		bytes[image] += le_get32(record + 8);
+		raw += raw_bytes;
+		own_raw += image ? 0 : raw_bytes;
+	}
+	raw -= own_raw;
+	used -= MIN(used, own_raw);
+	for (size_t i = 1; i < nr && used < raw; i++)
+		bytes[i] = (uint64_t)((double)bytes[i] * (double)used / (double)raw);
+	return 0;
+}
+
+static int read_sizes(struct prefix *p, size_t nr, uint64_t **ret)
+{
+	uint64_t *bytes = calloc(nr + 1, sizeof(*bytes));
+	int r = bytes ? read_frames(p, bytes, nr + 1) : img_failed(p->img, -ENOMEM, FORMAT_INDEX);
+
+	if (r < 0) {
+		free(bytes);
+		return r;
+	}
+	memmove(bytes, bytes + 1, nr * sizeof(*bytes));
+	*ret = bytes;
+	return 0;
+}
+
 int img_read_refers(struct usnap_image *img, unsigned char **ret, size_t *ret_nr)
+{
+	return img_read_refers_sized(img, ret, ret_nr, NULL);
+}
+
+int img_read_refers_sized(struct usnap_image *img, unsigned char **ret, size_t *ret_nr,
+			  uint64_t **ret_bytes)
 {
 	struct prefix p = {.img = img};
 	int r = img_require_open(img);
@@ -97,6 +144,10 @@ int img_read_refers(struct usnap_image *img, unsigned char **ret, size_t *ret_nr
 	if (p.buf && p.dctx) {
 		ZSTD_DCtx_setParameter(p.dctx, ZSTD_d_windowLogMax, 23);
 		r = read_images(&p, ret, ret_nr);
+		if (r == 0 && ret_bytes && (r = read_sizes(&p, *ret_nr, ret_bytes)) < 0) {
+			free(*ret);
+			*ret = NULL;
+		}
 	} else {
 		r = img_failed(img, -ENOMEM, FORMAT_INDEX);
 	}

@@ -138,6 +138,58 @@ static int load(struct store_link *l, const char *path, const struct store_image
 	return r;
 }
 
+static int set_need_bytes(struct store_link *l, const struct store_images *images,
+			  const unsigned char *refers, const uint64_t *bytes, size_t n)
+{
+	unsigned char id[FORMAT_ID_BYTES];
+
+	if (!(l->need_bytes = calloc(l->nr_needs + 1, sizeof(*l->need_bytes))))
+		return -ENOMEM;
+	/* Both are few, and mostly in the same order. */
+	for (size_t i = 0, k = 0; i < n && l->nr_needs; i++)
+		for (size_t tries = 0; tries < l->nr_needs; tries++, k = (k + 1) % l->nr_needs)
+			if (hash_parse(images->image[l->needs[k]].id, id) == 0 &&
+			    !memcmp(id, refers + i * FORMAT_ID_BYTES, sizeof(id))) {
+				l->need_bytes[k] = bytes[i];
+				break;
+			}
+	return 0;
+}
+
+static int load_sizes(struct store_link *l, const char *path, const struct store_images *images)
+{
+	struct usnap_image *img = usnap_image_new();
+	cleanup_free unsigned char *refers = NULL;
+	cleanup_free uint64_t *bytes = NULL;
+	size_t n;
+	int r = 0;
+
+	if (!img)
+		return -ENOMEM;
+	if (usnap_image_open(img, path) == 0 &&
+	    img_read_refers_sized(img, &refers, &n, &bytes) == 0)
+		r = set_need_bytes(l, images, refers, bytes, n);
+	usnap_image_free(img);
+	return r;
+}
+
+int store_links_load_sizes(struct store *s, const char *name, const struct store_images *images,
+			   struct store_link *links)
+{
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < images->nr; i++) {
+		cleanup_free char *path = NULL;
+
+		if (!links[i].readable || !links[i].nr_needs)
+			continue;
+		if (asprintf(&path, "%s/%s/%s", store_path(s), name, images->image[i].file) < 0)
+			return -ENOMEM;
+		r = load_sizes(&links[i], path, images);
+	}
+	return r;
+}
+
 bool store_links_is_complete(const struct store_link *links, size_t i)
 {
 	if (!links[i].readable || links[i].nr_missing)
@@ -244,6 +296,7 @@ void store_links_free(struct store_link *links, size_t nr)
 {
 	for (size_t i = 0; links && i < nr; i++) {
 		free(links[i].needs);
+		free(links[i].need_bytes);
 		free(links[i].from);
 	}
 	free(links);

@@ -28,6 +28,7 @@ struct store_link {
 	size_t *from; /* all that it was made of and that are still there */
 	size_t nr_from;
 	size_t *needs; /* where they are in images, ascending */
+	uint64_t *need_bytes; /* about what it uses of each; NULL: unknown */
 	size_t nr_needs, nr_missing; /* nr_missing: needed, and not in images */
 	char missing[STORE_ID_LEN + 1]; /* the first of them */
 };
@@ -35,6 +36,9 @@ struct store_link {
 /* One for each image, in the same order. -ENOMEM. */
 int store_links_load(struct store *s, const char *name, const struct store_images *images,
 		     struct store_link **ret, struct usnap_err *err);
+/* Sets need_bytes where that can be read. -ENOMEM. */
+int store_links_load_sizes(struct store *s, const char *name, const struct store_images *images,
+			   struct store_link *links);
 void store_links_free(struct store_link *links, size_t nr);
 
 /* Nothing that it needs is missing or cannot be read. */

@@ -73,15 +73,25 @@ static void path_there(unsigned nr, char path[128])
 }
 
 static size_t nr_pages; /* of each image */
+static bool random_pages; /* they do not compress; of one letter and place they are the same */
+
+static void fill_page(unsigned char *page, size_t nr, char letter)
+{
+	unsigned seed = (unsigned)(nr << 8 | (unsigned char)letter);
+
+	memset(page, letter, PAGE);
+	for (size_t i = 0; random_pages && i < PAGE; i++)
+		page[i] = (unsigned char)(rand_r(&seed) >> 7);
+}
 
 /* Image nr, one an hour. content: a letter per page; what the parent (0: none) has there as well is
  * referred to. */
 static void put(unsigned nr, unsigned parent, const char *content)
 {
 	struct image_writer_options o = {.page_size = PAGE, .level = 1, .frame_pages = FRAME_PAGES};
-	unsigned char pages[4 * PAGE];
+	static unsigned char pages[64 * PAGE];
 	char path[128], text[512];
-	struct image_run run = {.addr = HEAP, .nr_pages = (uint32_t)strlen(content)};
+	struct image_run run;
 	struct usnap_image *p = usnap_image_new();
 	struct usnap_err err = {0};
 	struct image_encoder *e;
@@ -106,9 +116,13 @@ static void put(unsigned nr, unsigned parent, const char *content)
 					 sizeof(fixture_process) - 1, &err),
 		     0);
 	for (size_t i = 0; content[i]; i++)
-		memset(pages + i * PAGE, content[i], PAGE);
+		fill_page(pages + i * PAGE, i, content[i]);
 	cr_assert_eq(image_encoder_new(&e, w), 0);
-	cr_assert_eq(image_encode(e, &run, 1, pages), 0);
+	for (size_t i = 0; i < nr_pages; i += FRAME_PAGES) {
+		run.addr = HEAP + i * PAGE;
+		run.nr_pages = (uint32_t)(nr_pages - i < FRAME_PAGES ? nr_pages - i : FRAME_PAGES);
+		cr_assert_eq(image_encode(e, &run, 1, pages + i * PAGE), 0);
+	}
 	image_encoder_free(e);
 	cr_assert_eq(image_writer_commit(w, "{}", 2, &err), 0, "%s", err.text);
 	image_writer_close(w);
@@ -305,6 +319,42 @@ Test(prune, merges_to_meet_a_size)
 	done(&rules, ALL_SPARE);
 	cr_assert_str_eq(there(), "4ABCd");
 	cr_assert(plan.bytes_after > rules.max_bytes);
+}
+
+static void fill(char *content, size_t nr)
+{
+	memset(content, 0, 65);
+	for (size_t i = 0; i < nr; i++)
+		content[i] = (char)('a' + i % 26);
+}
+
+/* A full image of what has grown is the sum of what was taken of it; and the original of one that
+ * was merged is there beside it meanwhile, and takes nothing of the size. */
+Test(prune, gives_up_nothing_that_fits_when_all_is_merged)
+{
+	struct retention rules = {.last = 6};
+	char content[65];
+	uint64_t guess, fits;
+
+	random_pages = true;
+	for (unsigned i = 1; i <= 9; i++) {
+		fill(content, 4 * i);
+		put(i, i > 1 ? i - 1 : 0, content);
+	}
+	planned(&rules, 0);
+	guess = plan.bytes_after;
+	cr_assert_eq(system("cp -rp store saved"), 0);
+	cr_assert_eq(done(&rules, 0), 6);
+	planned(&rules, 0);
+	fits = plan.bytes_after;
+	cr_assert(guess > fits - fits / 20 && guess < fits + fits / 20, "%llu of %llu",
+		  (unsigned long long)guess, (unsigned long long)fits);
+	cr_assert_eq(system("rm -r store/" NAME "; cp -rp saved/" NAME " store"), 0);
+	rules.max_bytes = fits + fits / 10;
+	done(&rules, 0);
+	planned(&rules, 0);
+	cr_assert_eq(plan.images.nr, 6);
+	random_pages = false;
 }
 
 Test(prune, keeps_all_before_what_cannot_be_read)
