@@ -9,7 +9,7 @@
 /* Stays, though no rule may count on it: what it needs is not there, and somebody might bring it. */
 static bool is_incomplete(const struct prune_plan *p, size_t i)
 {
-	return p->links[i].readable && p->links[i].nr_missing;
+	return p->links[i].readable && !store_links_is_complete(p->links, i);
 }
 
 /* Before this one all stay: of what cannot be read nobody knows what it needs. */
@@ -217,7 +217,7 @@ static int fit(struct prune_plan *p, const struct prune_rules *rules)
 /* For the rules. One that was merged is there twice when that run was killed: once is enough. */
 static bool may_count(const struct prune_plan *p, size_t i)
 {
-	return p->links[i].readable && !p->links[i].nr_missing && !p->links[i].replaced;
+	return store_links_is_complete(p->links, i) && !p->links[i].replaced;
 }
 
 static int judge(struct prune_plan *p, const struct prune_rules *rules)

@@ -36,6 +36,8 @@ struct merge {
 	struct batch rest; /* what is left of others, until it is a frame */
 	struct batch referred; /* pages that the parent has; there is no frame */
 	bool *in_parent; /* by page */
+	uint64_t parent_frame; /* of the parent, + 1: is in raw, if it could be read */
+	bool parent_frame_good;
 	uint64_t done, last_progress;
 };
 
@@ -104,7 +106,34 @@ static int refer(struct merge *m, uint64_t addr)
 	return e;
 }
 
-/* What need not be read at all. */
+/* The parent's page with that hash can be read; or the image has it from there anyway. What the image
+ * has elsewhere is not given up for what nobody has looked at. */
+static bool parent_page_good(struct merge *m, uint64_t page, uint64_t in_parent)
+{
+	struct usnap_image *img = m->img, *parent = m->o->parent;
+	uint64_t nr = img_page_frame(parent, in_parent);
+	unsigned char hash[FORMAT_HASH_BYTES];
+	const size_t ps = img->info.page_size;
+	struct img_frame mine, its;
+
+	img_get_frame(img, img_page_frame(img, page), &mine);
+	img_get_frame(parent, nr, &its);
+	if (mine.offset == its.offset &&
+	    img_page_slot(img, page) == img_page_slot(parent, in_parent) &&
+	    !memcmp(img->images + mine.image * FORMAT_INDEX_RECORD,
+		    parent->images + its.image * FORMAT_INDEX_RECORD, FORMAT_ID_BYTES))
+		return true;
+	if (m->parent_frame != nr + 1)
+		m->parent_frame_good = img_pread_frame(parent, &its, m->compressed, NULL) == 0 &&
+				       !img_decode(m->dctx, &its, m->compressed, m->raw);
+	m->parent_frame = nr + 1;
+	if (!m->parent_frame_good)
+		return false;
+	hash_page(hash, img->seed, m->raw + img_page_slot(parent, in_parent) * ps, ps);
+	return !memcmp(hash, img_page_hash(img, page), sizeof(hash));
+}
+
+/* What need not be copied. */
 static int refer_to_parent(struct merge *m)
 {
 	const struct usnap_image *parent = writer_parent(m->w);
@@ -116,8 +145,11 @@ static int refer_to_parent(struct merge *m)
 	for (uint64_t i = 0; parent && i < m->img->nr_pages && r == 0; i++) {
 		struct page_hash h;
 
+		if (m->o->cancel && *m->o->cancel)
+			return -ECANCELED;
 		memcpy(h.b, img_page_hash(m->img, i), sizeof(h.b));
-		m->in_parent[i] = references_match(parent, img_page_addr(m->img, i), &h, &hint);
+		m->in_parent[i] = references_match(parent, img_page_addr(m->img, i), &h, &hint) &&
+				  parent_page_good(m, i, hint);
 		if (m->in_parent[i])
 			r = refer(m, img_page_addr(m->img, i));
 	}

@@ -620,3 +620,46 @@ Test(prune, gives_up_as_few_as_the_size_takes)
 	}
 	cr_assert_str_eq(planned(&rules, ALL_SPARE), "kkkkkkkkk");
 }
+
+static bool reads(unsigned nr, size_t pages)
+{
+	struct usnap_image *img = usnap_image_new();
+	unsigned char page[PAGE];
+	char path[128];
+
+	path_there(nr, path);
+	bool ok = *path && usnap_image_open(img, path) == 0;
+	for (size_t k = 0; ok && k < pages; k++)
+		ok = usnap_image_read(img, HEAP + k * PAGE, page, PAGE) == 0;
+	usnap_image_free(img);
+	return ok;
+}
+
+Test(prune, counts_no_image_that_needs_a_damaged_one)
+{
+	const struct retention rules = {.last = 1};
+	char path[128];
+
+	put(1, 0, "ab");
+	put(2, 0, "cd");
+	put(3, 1, "aB");
+	path_of(1, path);
+	cr_assert_eq(truncate(path, 1000), 0);
+	cr_assert_str_eq(planned(&rules, 0), "oko");
+	done(&rules, 0);
+	cr_assert(reads(2, 2));
+}
+
+Test(prune, gives_up_no_page_for_one_that_is_damaged)
+{
+	const struct retention rules = {.daily = 2};
+
+	put(2, 0, "abcdefghijklmnop");
+	put(3, 2, "ABCDEFGHIJKLMNOp");
+	/* What was there before is in a frame of its own again. */
+	put(4, 3, "abcdefghIJKLMNOp");
+	damage_a_frame(2);
+	cr_assert(reads(4, 16));
+	done(&rules, 0);
+	cr_assert(reads(4, 16));
+}
