@@ -91,7 +91,6 @@ static void put(unsigned nr, unsigned parent, const char *content)
 	struct image_writer_options o = {.page_size = PAGE, .level = 1, .frame_pages = FRAME_PAGES};
 	static unsigned char pages[64 * PAGE];
 	char path[128], text[512];
-	struct image_run run;
 	struct usnap_image *p = usnap_image_new();
 	struct usnap_err err = {0};
 	struct image_encoder *e;
@@ -119,8 +118,12 @@ static void put(unsigned nr, unsigned parent, const char *content)
 		fill_page(pages + i * PAGE, i, content[i]);
 	cr_assert_eq(image_encoder_new(&e, w), 0);
 	for (size_t i = 0; i < nr_pages; i += FRAME_PAGES) {
-		run.addr = HEAP + i * PAGE;
-		run.nr_pages = (uint32_t)(nr_pages - i < FRAME_PAGES ? nr_pages - i : FRAME_PAGES);
+		const struct image_run run = {
+			.addr = HEAP + i * PAGE,
+			.nr_pages =
+				(uint32_t)(nr_pages - i < FRAME_PAGES ? nr_pages - i : FRAME_PAGES),
+		};
+
 		cr_assert_eq(image_encode(e, &run, 1, pages + i * PAGE), 0);
 	}
 	image_encoder_free(e);
