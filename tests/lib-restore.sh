@@ -76,8 +76,8 @@ restore_again() {
 		return 1
 	fi
 	_pids=()
-	if ! restored=$(timeout -k 5 60 "$UFFD_SNAP" restore --detach "$image" 2>restore.err); then
-		why="restore: $(cat restore.err)"
+	if ! restored=$(timeout -k 5 60 "$UFFD_SNAP" restore --detach "$image" 2>"$image.err"); then
+		why="restore: $(cat "$image.err")"
 		return 1
 	fi
 	if [[ ! $restored =~ ^[1-9][0-9]*$ ]]; then

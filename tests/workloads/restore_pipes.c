@@ -10,6 +10,7 @@
 #include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 
 static int queued(int fd)
 {
@@ -100,6 +101,57 @@ static void pipe_ends(void)
 	must(read(no_writer[0], buf, sizeof(buf)) == 4 && memcmp(buf, "last", 4) == 0);
 	must(read(no_writer[0], buf, sizeof(buf)) == 0);
 	must(write(no_reader[1], "x", 1) < 0 && errno == EPIPE);
+}
+
+static bool is_null_device(int fd)
+{
+	struct stat st;
+
+	must(fstat(fd, &st) == 0);
+	return S_ISCHR(st.st_mode) && st.st_rdev == makedev(1, 3);
+}
+
+/* Once more the others hold one end, and nothing is between; unless there was no restore. */
+static void pipe_outside(void)
+{
+	int from[2], to[2], again;
+	char buf[16];
+
+	signal(SIGPIPE, SIG_IGN);
+	must(pipe2(from, O_CLOEXEC) == 0 && pipe2(to, O_NONBLOCK) == 0);
+	must((again = dup(to[1])) >= 0);
+	must(write(from[1], "unread", 6) == 6);
+	work_hold_outside((int[]){from[1], to[0]}, 2);
+	work_wait();
+	bool null = is_null_device(from[0]);
+
+	must(is_null_device(to[1]) == null && is_null_device(again) == null);
+	must((fcntl(from[0], F_GETFL) & O_ACCMODE) == O_RDONLY);
+	must((fcntl(to[1], F_GETFL) & O_ACCMODE) == O_WRONLY);
+	must(fcntl(from[0], F_GETFD) == FD_CLOEXEC && fcntl(again, F_GETFD) == 0);
+	if (null) {
+		must(read(from[0], buf, sizeof(buf)) == 0);
+		must(write(to[1], "x", 1) == 1 && write(again, "x", 1) == 1);
+	}
+}
+
+/* The restorer has a file as its standard error. */
+static void standard_outside(void)
+{
+	int err[2];
+	struct stat st;
+
+	signal(SIGPIPE, SIG_IGN);
+	must(pipe(err) == 0 && dup2(err[1], STDERR_FILENO) == STDERR_FILENO);
+	must(close(err[1]) == 0);
+	work_hold_outside(err, 1);
+	work_wait();
+	must(fstat(STDERR_FILENO, &st) == 0);
+	if (!S_ISFIFO(st.st_mode)) {
+		must(S_ISREG(st.st_mode));
+		must(write(STDERR_FILENO, "from the process\n", 17) == 17);
+		must(fstat(STDERR_FILENO, &st) == 0 && st.st_size >= 17);
+	}
 }
 
 static void pipe_packets(void)
@@ -315,6 +367,9 @@ static const struct work works[] = {
 	{"pipe-size", pipe_size, "the capacity of pipes, smaller or larger than usual"},
 	{"pipe-full", pipe_full, "pipes that are full"},
 	{"pipe-ends", pipe_ends, "pipes whose other end is closed: end of file, EPIPE"},
+	{"pipe-outside", pipe_outside, "pipes whose other end others hold, as /dev/null"},
+	{"standard-outside", standard_outside,
+	 "standard descriptors that led to pipes of others, as the restorer's own"},
 	{"pipe-packets", pipe_packets, "pipes in packet mode (O_DIRECT) with their packets"},
 	{"fifo", fifo, "FIFOs with what is in them"},
 	{"eventfd", event_counter, "eventfds with their counts"},

@@ -405,6 +405,24 @@ static void pair_half_closed(void)
 	must(write(closed[1], "x", 1) < 0 && errno == EPIPE);
 }
 
+/* The others' end is closed when the case goes on, be it by the restore or not. */
+static void unix_outside(void)
+{
+	struct address a = local("served.sock", false);
+	int pair[2], fd = bound(SOCK_STREAM, &a), client = made(AF_UNIX, SOCK_STREAM), server;
+
+	signal(SIGPIPE, SIG_IGN);
+	must(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+	must(listen(fd, 5) == 0 && connect(client, &a.u.sa, a.len) == 0);
+	must((server = accept(fd, NULL, NULL)) >= 0);
+	must(write(client, "unread", 6) == 6);
+	work_hold_outside((int[]){client, pair[1]}, 2);
+	work_wait();
+	is_dead(pair[0]);
+	is_dead(server);
+	serves(fd, &a);
+}
+
 static void unix_connected(void)
 {
 	struct address a = local("server.sock", false), now;
@@ -520,6 +538,7 @@ static const struct work works[] = {
 	{"unix-abstract", unix_abstract, "listening Unix sockets with abstract names"},
 	{"unix-connected", unix_connected,
 	 "Unix connections of the process with itself, with what is queued"},
+	{"unix-outside", unix_outside, "Unix connections with others, as if closed by the peer"},
 	{"unix-dgram", unix_dgram,
 	 "bound Unix datagram sockets, with queued datagrams and their senders"},
 	{"unix-options", unix_options, "options of Unix sockets"},

@@ -173,6 +173,36 @@ static inline int work_in_child(int (*fn)(void *), void *arg)
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 256 + WTERMSIG(status);
 }
 
+/* Gives these descriptors to a process that is none of this one's. It has nothing else of it, and ends
+ * when the case goes on. */
+static inline void work_hold_outside(const int *fds, size_t n)
+{
+	int status;
+	pid_t pid = fork();
+
+	must(pid >= 0);
+	if (!pid) {
+		if (setsid() < 0 || (pid = fork()) != 0)
+			_exit(pid < 0);
+		for (int fd = 0; fd < 1024; fd++) {
+			bool keep = fd == WORK_GO_FD;
+
+			for (size_t i = 0; i < n; i++)
+				keep |= fd == fds[i];
+			if (!keep)
+				close(fd);
+		}
+		char c;
+
+		for (int i = 0; i < 40000 && pread(WORK_GO_FD, &c, 1, 0) != 1; i++)
+			usleep(5000);
+		_exit(0);
+	}
+	must(waitpid(pid, &status, 0) == pid && status == 0);
+	for (size_t i = 0; i < n; i++)
+		must(close(fds[i]) == 0);
+}
+
 /* ---- threads ------------------------------------------------------------ */
 
 struct work_thread {
