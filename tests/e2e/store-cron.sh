@@ -1,6 +1,7 @@
 #!/bin/bash
 # A real cron daemon takes and prunes snapshots with the lines of the example, and so does what the systemd service runs.
 # timeout: 200
+# waits: yes
 . "$(dirname "$0")/../lib.sh"
 
 [ "$(id -u)" -eq 0 ] || skip 'cron needs root'
