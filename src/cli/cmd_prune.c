@@ -182,6 +182,14 @@ static void warn(struct prune *p, const struct prune_plan *v, const char *name)
 	}
 }
 
+static bool is_any_pinned(const struct prune_plan *v)
+{
+	for (size_t i = 0; i < v->images.nr; i++)
+		if (v->pinned[i])
+			return true;
+	return false;
+}
+
 /* A limit that is not kept is a failure: somebody counts on it. */
 static void check_size(struct prune *p, const struct prune_plan *v, const char *name)
 {
@@ -193,7 +201,11 @@ static void check_size(struct prune *p, const struct prune_plan *v, const char *
 		return;
 	usnap_fail(&err, -EFBIG, "cannot keep '%s' within %s: what stays takes %s%s", name,
 		   show_size(a, limit), v->merge < 0 ? "" : "about ", show_size(b, v->bytes_after));
-	usnap_hint(&err, "the newest image always stays; a larger --max-size holds it");
+	usnap_hint(&err, "%s",
+		   is_any_pinned(v)
+			   ? "what is damaged stays, and what it holds: 'uffd-snap rm' "
+			     "removes it"
+			   : "the newest image always stays; a larger --max-size holds it");
 	p->worst = cli_worse(p->worst, msg_failure(&err));
 }
 

@@ -192,25 +192,46 @@ static void give_up(struct prune_plan *p, const struct prune_rules *rules, const
 
 /* What is kept for others counts as well: as few go as it takes, merged where that helps. The fewer
  * stay by a rule, the less all take. */
-static int fit(struct prune_plan *p, const struct prune_rules *rules)
+static void fit_into(struct prune_plan *p, const struct prune_rules *rules, const unsigned *why,
+		     uint64_t max_bytes)
 {
-	cleanup_free unsigned *why = calloc(p->images.nr + 1, sizeof(*why));
 	size_t a = 0, b = p->images.nr;
 
-	if (!why)
-		return -ENOMEM;
-	for (size_t i = 0; i < p->images.nr; i++)
-		why[i] = p->why[i];
 	while (a < b) {
 		size_t m = a + (b - a) / 2;
 
 		give_up(p, rules, why, m);
-		if (p->bytes_after > rules->keep.max_bytes)
+		if (p->bytes_after > max_bytes)
 			a = m + 1;
 		else
 			b = m;
 	}
 	give_up(p, rules, why, a);
+}
+
+static uint64_t pinned_bytes(const struct prune_plan *p)
+{
+	uint64_t total = 0;
+
+	for (size_t i = 0; i < p->images.nr; i++)
+		total += p->pinned[i] ? p->images.image[i].bytes : 0;
+	return total;
+}
+
+/* Where what cannot go is too much by itself, nothing that goes helps. The rest is then held to the
+ * limit, so that it does not grow without end, and no sound image goes for a damaged one. */
+static int fit(struct prune_plan *p, const struct prune_rules *rules)
+{
+	const uint64_t max = rules->keep.max_bytes, pinned = pinned_bytes(p);
+	cleanup_free unsigned *why = calloc(p->images.nr + 1, sizeof(*why));
+
+	if (!why)
+		return -ENOMEM;
+	for (size_t i = 0; i < p->images.nr; i++)
+		why[i] = p->why[i];
+	fit_into(p, rules, why, max);
+	if (p->bytes_after > max && pinned)
+		fit_into(p, rules, why, max > UINT64_MAX - pinned ? UINT64_MAX : max + pinned);
 	return 0;
 }
 

@@ -624,6 +624,35 @@ Test(prune, gives_up_as_few_as_the_size_takes)
 	cr_assert_str_eq(planned(&rules, ALL_SPARE), "kkkkkkkkk");
 }
 
+Test(prune, gives_up_no_sound_image_for_a_damaged_one_that_is_too_large)
+{
+	struct retention rules = {.last = 9};
+	uint64_t bytes[6];
+	char path[128];
+
+	random_pages = true;
+	put(1, 0, "abcdefghijklmnop");
+	for (unsigned i = 2; i <= 6; i++)
+		put(i, 0, "z");
+	planned(&rules, 0);
+	for (size_t i = 0; i < 6; i++)
+		bytes[i] = plan.images.image[i].bytes;
+	path_of(1, path);
+	cr_assert_eq(truncate(path, (off_t)bytes[0] - 512), 0);
+	bytes[0] -= 512;
+	/* Enough for it and two: the limit holds. */
+	rules.max_bytes = bytes[0] + bytes[4] + bytes[5];
+	cr_assert_str_eq(planned(&rules, 0), "o---kk");
+	/* Not for it alone: the others have what they would have without it. */
+	rules.max_bytes = bytes[3] + bytes[4] + bytes[5];
+	cr_assert_lt(rules.max_bytes, bytes[0]);
+	cr_assert_str_eq(planned(&rules, 0), "o--kkk");
+	cr_assert_gt(plan.bytes_after, rules.max_bytes);
+	rules.max_bytes = 1;
+	cr_assert_str_eq(planned(&rules, 0), "o----k");
+	random_pages = false;
+}
+
 static bool reads(unsigned nr, size_t pages)
 {
 	struct usnap_image *img = usnap_image_new();
