@@ -93,6 +93,9 @@ struct img_content {
 	uint64_t inode;
 };
 
+/* In each directory of a store that holds images: storelock.h. */
+#define IMG_STORE_LOCK ".lock"
+
 struct usnap_image {
 	int fd;
 	char *name;

@@ -4,7 +4,8 @@
  * DESIGN. The table of images in the page index gives their ids; a file is
  * one of them when its commit.json says so, whatever its name. They are
  * looked for when the first byte of one is wanted: where the caller said, in
- * the image's directory, and where its parent was when it was taken. A file
+ * the image's directory, and where its parent was when it was taken, unless
+ * the image lies in a store. A file
  * whose name holds the id is tried first: a directory is listed once, for all
  * of them. Only when that fails the others of a directory are opened, once,
  * and what is learned of each is kept.
@@ -262,6 +263,17 @@ static char *own_directory(const struct usnap_image *img)
 	return path;
 }
 
+/* A store keeps what its images need beside them: what one needs from elsewhere is missing there,
+ * whoever else may have it today. */
+static bool is_store(const char *dir)
+{
+	cleanup_free char *lock = NULL;
+	struct stat st;
+
+	return asprintf(&lock, "%s/" IMG_STORE_LOCK, dir) >= 0 && lstat(lock, &st) == 0 &&
+	       S_ISREG(st.st_mode);
+}
+
 /* The places that are known without being told; after those that were. */
 static void add_own_places(struct usnap_image *img)
 {
@@ -274,7 +286,7 @@ static void add_own_places(struct usnap_image *img)
 	img->own_places = true;
 	if (own)
 		add_place(img, own);
-	if (!parent || parent[0] != '/' || strlen(parent) >= PATH_MAX)
+	if (!parent || parent[0] != '/' || strlen(parent) >= PATH_MAX || (own && is_store(own)))
 		return;
 	add_place(img, parent);
 	dir = strdup(parent);

@@ -10,6 +10,7 @@
 
 #include "common/io.h"
 #include "common/util.h"
+#include "image/image.h"
 
 struct store_lock {
 	struct store *store;
@@ -70,7 +71,7 @@ static void holder(int dir, char *buf, size_t room)
 	size_t len;
 
 	snprintf(buf, room, "another run");
-	if (io_read_file_at(dir, ".lock", 64, &text, &len) < 0)
+	if (io_read_file_at(dir, IMG_STORE_LOCK, 64, &text, &len) < 0)
 		return;
 	len = strspn(text, "0123456789");
 	if (len && len < 11 && text[len] == '\n')
@@ -98,7 +99,7 @@ static int take_read(struct store_lock *l, const struct store_lock_options *o)
 
 static int take_lock(struct store_lock *l, const struct store_lock_options *o)
 {
-	const struct wanted w = {".lock", LOCK_EX, o->no_wait};
+	const struct wanted w = {IMG_STORE_LOCK, LOCK_EX, o->no_wait};
 	int fd = lock_file(l->dir, &w, o->cancel);
 
 	if (fd < 0)
@@ -283,7 +284,7 @@ static bool only_extras(int dir)
 
 	while (d && (e = readdir(d)))
 		if (strcmp(e->d_name, ".") && strcmp(e->d_name, "..") &&
-		    strcmp(e->d_name, ".lock") && strcmp(e->d_name, ".in-use") &&
+		    strcmp(e->d_name, IMG_STORE_LOCK) && strcmp(e->d_name, ".in-use") &&
 		    strcmp(e->d_name, ".command"))
 			return false;
 	return d;
@@ -295,7 +296,7 @@ void store_unlock_empty(struct store_lock *l)
 		unlinkat(l->dir, ".command", 0);
 		/* Who waits for them finds them gone and starts again. */
 		unlinkat(l->dir, ".in-use", 0);
-		unlinkat(l->dir, ".lock", 0);
+		unlinkat(l->dir, IMG_STORE_LOCK, 0);
 		unlinkat(store_fd(l->store), l->name, AT_REMOVEDIR);
 	}
 	store_unlock(l);

@@ -36,6 +36,16 @@ same 'modes in it' "$(stat -c %a store/secret store/one/*.usnap | tr '\n' ' ')" 
 exits 0 usnap snapshot "$a" --name one -q
 same 'output of -q' "$(cat out err)" ''
 same images "$(images one)" 2
+# What one image needs is beside it: a copy without that is not whole, whoever has it elsewhere.
+cp -a store copy
+rm "copy/one/$(ls copy/one | grep usnap | head -n 1)"
+exits 3 usnap verify -q --all --store copy
+says out 'which is not in'
+exits 3 usnap verify -q copy/one/*.usnap
+exits 0 usnap snapshot "$a" --name one --json --store copy
+same 'pages of a parent that lacks some' "$(jq .pages_referred out)" 0
+jq -r .full_because out | grep -q 'it needs pages of image' || fail 'a full image without a reason'
+rm -r copy
 cmp store/one/latest "store/one/$(ls store/one | tail -n 2 | head -n 1)" ||
 	fail "latest is not the newest"
 first=$(usnap list --json one | jq -r '.images[0].id')
