@@ -136,10 +136,13 @@ static void report(struct snapshot *s, uint64_t start)
 			(int)s->run.pid);
 }
 
-/* Says what happened as a whole. Returns the exit status. */
-static int fail(const struct snapshot *s, struct usnap_err *err)
+/* Says what happened as a whole. Returns the exit status. ret_signal: the command is to end by it, as
+ * the shell expects, once everybody has been told; or 0. */
+static int fail(const struct snapshot *s, struct usnap_err *err, int *ret_signal)
 {
 	const int signal_ = *interrupted;
+
+	*ret_signal = 0;
 
 	if (s->dest.busy) {
 		if (!s->args->quiet)
@@ -153,10 +156,10 @@ static int fail(const struct snapshot *s, struct usnap_err *err)
 			   " s; no image was written, it runs on",
 			   (int)s->run.pid, s->args->timeout_s);
 	} else if (err->code == -ECANCELED && signal_) {
-		msg_error("interrupted: no image was written, process %d runs on", (int)s->run.pid);
-		/* As the shell expects of a command that a signal ended. */
-		signal(signal_, SIG_DFL);
-		raise(signal_);
+		*err = (struct usnap_err){0};
+		usnap_fail(err, -ECANCELED, "interrupted: no image was written, process %d runs on",
+			   (int)s->run.pid);
+		*ret_signal = signal_;
 	}
 	return msg_failure(err);
 }
@@ -187,12 +190,12 @@ static int tell(const struct snapshot_args *a, const struct snapshot_run *run, i
 	if (snapshot_metrics(a, run, &err) < 0)
 		code = cli_worse(code, msg_failure(&err));
 	err = (struct usnap_err){0};
-	if (snapshot_hook(a, run, &err) < 0)
+	if (snapshot_hook(a, run, interrupted, &err) < 0)
 		code = cli_worse(code, msg_failure(&err));
 	return code;
 }
 
-static int take(const struct snapshot_args *a, pid_t pid)
+static int take(const struct snapshot_args *a, pid_t pid, bool is_one_of_many)
 {
 	struct snapshot s = {.args = a,
 			     .run = {.pid = pid, .name = "", .path = "", .store = ""},
@@ -200,11 +203,13 @@ static int take(const struct snapshot_args *a, pid_t pid)
 	struct usnap_err err = {0};
 	uint64_t start;
 	bool opened = false;
-	int code = EXIT_DONE, registered = -1;
+	int code = EXIT_DONE, registered = -1, deadly = 0;
 
 	progress_start(&s.progress, a->quiet || a->json);
-	int r = snapshot_dest_lock(&s.dest, a, pid, interrupted, &err);
+	int r = snapshot_dest_lock(&s.dest, a, pid, is_one_of_many, interrupted, &err);
 
+	s.run.name = *s.dest.name ? s.dest.name : a->name ? a->name : "";
+	s.run.store = s.dest.store ? store_path(s.dest.store) : "";
 	if (r == 0)
 		r = snapshot_sync_attach(&s.sync, &err);
 	start = now_ns();
@@ -220,7 +225,7 @@ static int take(const struct snapshot_args *a, pid_t pid)
 	if (r == 0)
 		registered = registry_begin(pid, s.target.start_ticks);
 	if (r == 0)
-		r = snapshot_dest_open(&s.dest, a, &err);
+		r = snapshot_dest_open(&s.dest, a, &s.target, &err);
 	if (r == 0)
 		r = snapshot_parent_open(&s.parent, a, &s.dest, &err);
 	if (r == 0)
@@ -238,12 +243,10 @@ static int take(const struct snapshot_args *a, pid_t pid)
 	image_writer_close(s.writer);
 	snapshot_parent_close(&s.parent);
 	progress_end(&s.progress);
-	s.run.name = s.dest.name;
+	/* What was not committed is gone before anybody is told, and who is told may want the name. */
+	snapshot_dest_release(&s.dest);
 	if (r < 0) {
-		/* What was not committed is gone before anybody is told. */
-		output_close(s.dest.output);
-		s.dest.output = NULL;
-		code = fail(&s, &err);
+		code = fail(&s, &err, &deadly);
 		s.run.error = err.text;
 	}
 	if (!s.dest.busy)
@@ -251,15 +254,53 @@ static int take(const struct snapshot_args *a, pid_t pid)
 	snapshot_dest_close(&s.dest);
 	if (opened)
 		target_close(&s.target);
+	if (deadly) {
+		signal(deadly, SIG_DFL);
+		raise(deadly);
+	}
 	return code;
 }
 
+/* Nobody was found: the name that its images have had, so that whoever watches sees them fail. */
 static int fail_unfound(const struct snapshot_args *a, struct usnap_err *err)
 {
-	const struct snapshot_run run = {
-		.name = a->name ? a->name : "", .path = "", .error = err->text};
+	const struct names_query *q = &a->query;
+	char name[STORE_NAME_MAX + 1] = "";
+	struct snapshot_run run = {.name = name, .path = "", .store = "", .error = err->text};
 
+	if (a->name)
+		run.name = a->name;
+	else if (q->unit)
+		names_of_unit(q->unit, name);
+	else if (q->comm)
+		store_name_from(q->comm, name);
+	else if (q->exe)
+		store_name_from(strrchr(q->exe, '/') ? strrchr(q->exe, '/') + 1 : q->exe, name);
 	return tell(a, &run, msg_failure(err));
+}
+
+/* Takes each of them. Those of one name are told apart by their PIDs: a chain is of one process. */
+static int take_all(const struct snapshot_args *a, const pid_t *pids, size_t nr)
+{
+	char(*names)[STORE_NAME_MAX + 1] = calloc(nr + 1, sizeof(*names));
+	struct usnap_err err = {0};
+	int code = EXIT_DONE;
+
+	if (!names) {
+		usnap_fail_errno(&err, -ENOMEM, "cannot snapshot");
+		return msg_failure(&err);
+	}
+	for (size_t i = 0; i < nr && !a->output; i++)
+		snapshot_dest_name(a, pids[i], names[i], NULL);
+	for (size_t i = 0; i < nr; i++) {
+		bool again = false;
+
+		for (size_t k = 0; k < nr && !again && *names[i]; k++)
+			again = k != i && !strcmp(names[i], names[k]);
+		code = cli_worse(code, take(a, pids[i], again));
+	}
+	free(names);
+	return code;
 }
 
 /* The target waits for pages that we hold: a stop from the terminal would be one of the target. */
@@ -290,14 +331,11 @@ static int run(int argc, char **argv)
 		return msg_failure(&err);
 	/* A PID alone is not looked up: what is wrong with it, the attempt tells. */
 	if (names_query_is_pid(&a.query))
-		return take(&a, a.query.pid);
+		return take(&a, a.query.pid, false);
 	if (names_find(&a.query, &pids, &nr, &err) < 0 ||
 	    (nr > 1 && !a.all && names_ambiguous(&a.query, pids, nr, &err) < 0))
 		return fail_unfound(&a, &err);
-	code = EXIT_DONE;
-	for (size_t i = 0; i < nr; i++)
-		code = cli_worse(code, take(&a, pids[i]));
-	return code;
+	return take_all(&a, pids, nr);
 }
 
 const struct cli_command cmd_snapshot = {

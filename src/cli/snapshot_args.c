@@ -322,7 +322,7 @@ static int set_target(int argc, char **argv, struct snapshot_args *a)
 	if (optind < argc) {
 		const char *target = argv[optind];
 
-		if (*target >= '0' && *target <= '9') {
+		if (*target && !target[strspn(target, "0123456789:")]) {
 			if (!parse_pid(target, &a->query))
 				return cli_usage_error(&cmd_snapshot,
 						       "cannot snapshot '%s': not a PID", target);

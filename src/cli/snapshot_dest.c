@@ -7,10 +7,12 @@
 #include <string.h>
 #include <uffd-snap.h>
 
+#include "capture/capture.h"
 #include "cli/readiness.h"
 #include "cli/snapshot_parent.h"
 #include "common/io.h"
 #include "common/util.h"
+#include "image/format.h"
 #include "store/store_commit.h"
 
 /* That of the unit that it was found by, where prune --unit finds it as well; or the one that it was
@@ -30,6 +32,10 @@ static void choose_name(const struct snapshot_args *a, pid_t pid, const char *co
 	registry_free(&ready);
 	store_name_from(named ? given : a->query.comm ? a->query.comm : comm, ret);
 }
+
+enum {
+	LOOK_BACK = 256 /* images that are looked at for one of the same run */
+};
 
 static int path_of(const struct snapshot_dest *d, const char *file, char **ret,
 		   struct usnap_err *err)
@@ -66,16 +72,41 @@ static const struct store_image *newest(const struct store_images *images)
 	return &images->image[(i ? i : images->nr) - 1];
 }
 
-/* The image that the new one is to continue. */
-static int choose_parent(struct snapshot_dest *d, uint64_t full_every, struct usnap_err *err)
+/* Whether an image is of this run. One that cannot be read: -1. */
+static int is_of_run(const char *path, const char *run)
 {
+	struct usnap_image *img = usnap_image_new();
+	struct usnap_info info;
+	int r = -1;
+
+	if (img && usnap_image_open(img, path) == 0 &&
+	    usnap_image_get_info(img, &info, sizeof(info)) == 0)
+		r = !strcmp(info.run, run);
+	usnap_image_free(img);
+	return r;
+}
+
+/* The image that the new one is to continue: the newest of the same run of the process, should another
+ * process have the name as well; or the newest, which tells why it cannot be continued. */
+static int choose_parent(struct snapshot_dest *d, const struct target *t, uint64_t full_every,
+			 struct usnap_err *err)
+{
+	char run[FORMAT_HASH_HEX + 1];
 	struct store_images images;
-	int r = store_scan(d->store, d->name, &images, err);
+	const struct store_image *last;
+	int r = store_scan(d->store, d->name, &images, err), of_run = 0;
 
 	if (r < 0)
 		return r;
-	if (images.nr)
-		r = path_of(d, newest(&images)->file, &d->parent, err);
+	last = images.nr ? newest(&images) : NULL;
+	if (last && capture_run_id(t, run) < 0)
+		of_run = -1;
+	for (const struct store_image *i = last;
+	     i && of_run == 0 && r == 0 && last - i<LOOK_BACK; i = i> images.image ? i - 1 : NULL)
+		if ((r = path_of(d, i->file, &d->parent, err)) == 0)
+			of_run = is_of_run(d->parent, run);
+	if (last && of_run <= 0 && r == 0)
+		r = path_of(d, last->file, &d->parent, err);
 	if (d->parent && is_full_due(d->parent, full_every)) {
 		free(d->parent);
 		d->parent = NULL;
@@ -96,24 +127,50 @@ static void read_comm(pid_t pid, char comm[64])
 		snprintf(comm, 64, "%.*s", (int)strcspn(text, "\n"), text);
 }
 
+int snapshot_dest_name(const struct snapshot_args *a, pid_t pid, char ret[STORE_NAME_MAX + 1],
+		       struct usnap_err *err)
+{
+	char comm[64];
+	int r = a->name ? store_name_check(a->name, err) : 0;
+
+	ret[0] = '\0';
+	if (r < 0)
+		return r;
+	read_comm(pid, comm);
+	if (*comm && a->name)
+		snprintf(ret, STORE_NAME_MAX + 1, "%s", a->name);
+	else if (*comm)
+		choose_name(a, pid, comm, ret);
+	return 0;
+}
+
+/* "app-1234", however long the name is. */
+static void add_pid(char name[STORE_NAME_MAX + 1], pid_t pid)
+{
+	char tail[16];
+	size_t len = (size_t)snprintf(tail, sizeof(tail), "-%d", (int)pid);
+	size_t keep = MIN(strlen(name), STORE_NAME_MAX - len);
+
+	memcpy(name + keep, tail, len + 1);
+}
+
 int snapshot_dest_lock(struct snapshot_dest *d, const struct snapshot_args *a, pid_t pid,
-		       const volatile sig_atomic_t *cancel, struct usnap_err *err)
+		       bool is_one_of_many, const volatile sig_atomic_t *cancel,
+		       struct usnap_err *err)
 {
 	const struct store_lock_options lo = {.no_wait = a->skip_if_busy, .cancel = cancel};
 	cleanup_free char *usual = NULL;
-	char comm[64];
-	int r = 0;
+	int r;
 
-	read_comm(pid, comm);
-	/* Without a process there is nothing to lock for: opening it tells what is wrong. */
-	if (a->output || !*comm)
+	if (a->output)
 		return 0;
-	if (a->name && (r = store_name_check(a->name, err)) < 0)
+	if ((r = snapshot_dest_name(a, pid, d->name, err)) < 0)
 		return r;
-	if (a->name)
-		snprintf(d->name, sizeof(d->name), "%s", a->name);
-	else
-		choose_name(a, pid, comm, d->name);
+	/* Without a process there is nothing to lock for: opening it tells what is wrong. */
+	if (!*d->name)
+		return 0;
+	if (is_one_of_many)
+		add_pid(d->name, pid);
 	if (!a->store && (r = store_default_path(&usual, err)) < 0)
 		return r;
 	if ((r = store_open(&d->store, a->store ? a->store : usual, true, err)) < 0)
@@ -124,7 +181,7 @@ int snapshot_dest_lock(struct snapshot_dest *d, const struct snapshot_args *a, p
 }
 
 int snapshot_dest_open(struct snapshot_dest *d, const struct snapshot_args *a,
-		       struct usnap_err *err)
+		       const struct target *t, struct usnap_err *err)
 {
 	int r;
 
@@ -137,7 +194,7 @@ int snapshot_dest_open(struct snapshot_dest *d, const struct snapshot_args *a,
 		return usnap_fail(err, -ESRCH, "cannot snapshot: the process has ended");
 	store_clean(store_lock_fd(d->lock));
 	if ((r = store_secret(d->store, &d->seed, err)) < 0 ||
-	    (r = choose_parent(d, a->full_every, err)) < 0 ||
+	    (r = choose_parent(d, t, a->full_every, err)) < 0 ||
 	    (r = store_new_path(d->store, d->name, &d->path, err)) < 0)
 		return r;
 	return output_open(&d->output, d->path, err);
@@ -159,12 +216,19 @@ int snapshot_dest_commit(struct snapshot_dest *d, struct usnap_err *err)
 	return d->store ? commit_to_store(d, err) : output_commit(d->output, err);
 }
 
-void snapshot_dest_close(struct snapshot_dest *d)
+void snapshot_dest_release(struct snapshot_dest *d)
 {
 	output_close(d->output);
+	d->output = NULL;
 	/* The first snapshot of a name failed: there is nothing to keep. */
 	if (d->lock)
 		store_unlock_empty(d->lock);
+	d->lock = NULL;
+}
+
+void snapshot_dest_close(struct snapshot_dest *d)
+{
+	snapshot_dest_release(d);
 	store_close(d->store);
 	free(d->path);
 	free(d->parent);

@@ -1,8 +1,8 @@
 /*
  * Where an image goes: a file or a stream (-o), or the store.
  *
- * In the store .lock of the name is held from open to close, so that what it
- * refers to stays, and its name is found at the end: it tells T0 and id.
+ * In the store .lock of the name is held until the image is there, so that what
+ * it refers to stays, and its name is found at the end: it tells T0 and id.
  */
 #ifndef USNAP_CLI_SNAPSHOT_DEST_H
 #define USNAP_CLI_SNAPSHOT_DEST_H
@@ -11,6 +11,7 @@
 
 #include "cli/snapshot_args.h"
 #include "image/output.h"
+#include "process/target.h"
 #include "store/storelock.h"
 
 struct snapshot_dest {
@@ -24,18 +25,26 @@ struct snapshot_dest {
 	char *parent; /* path of the image to continue, or NULL */
 };
 
+/* The name in the store: the one that was asked for, or one that is made of the process. "" when the
+ * process has ended. */
+int snapshot_dest_name(const struct snapshot_args *a, pid_t pid, char ret[STORE_NAME_MAX + 1],
+		       struct usnap_err *err);
+
 /* Before the process is looked at: another run that has the name most likely has the process as
- * well. In the store only. With skip_if_busy -EBUSY, and d->busy. */
+ * well. In the store only. With skip_if_busy -EBUSY, and d->busy. is_one_of_many: others of its name
+ * are taken as well, and its PID tells it from them. */
 int snapshot_dest_lock(struct snapshot_dest *d, const struct snapshot_args *a, pid_t pid,
-		       const volatile sig_atomic_t *cancel, struct usnap_err *err);
+		       bool is_one_of_many, const volatile sig_atomic_t *cancel,
+		       struct usnap_err *err);
 
 int snapshot_dest_open(struct snapshot_dest *d, const struct snapshot_args *a,
-		       struct usnap_err *err);
+		       const struct target *t, struct usnap_err *err);
 
 /* Names the image and makes it durable. */
 int snapshot_dest_commit(struct snapshot_dest *d, struct usnap_err *err);
 
-/* Removes what was not committed. */
+/* Removes what was not committed, and lets others have the name. */
+void snapshot_dest_release(struct snapshot_dest *d);
 void snapshot_dest_close(struct snapshot_dest *d);
 
 #endif

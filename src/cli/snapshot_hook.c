@@ -1,12 +1,15 @@
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "cli/snapshot_run.h"
 #include "common/util.h"
@@ -52,10 +55,15 @@ __attribute__((format(printf, 2, 3))) static void add(struct facts *f, const cha
 static void collect(struct facts *f, const struct snapshot_run *run)
 {
 	const struct capture_stats *s = &run->stats;
+	cleanup_free char *store = *run->store ? realpath(run->store, NULL) : NULL;
 
 	for (char **e = environ; *e; e++)
-		if (strncmp(*e, "UFFD_SNAP_", 10) != 0 || !strncmp(*e, "UFFD_SNAP_STORE=", 16))
+		if (strncmp(*e, "UFFD_SNAP_", 10) != 0 ||
+		    (!store && !strncmp(*e, "UFFD_SNAP_STORE=", 16)))
 			add_owned(f, strdup(*e));
+	/* That of --store, for what the command calls. */
+	if (store)
+		add(f, "UFFD_SNAP_STORE=%s", store);
 	add(f, "UFFD_SNAP_RESULT=%s", run->error ? "failure" : "success");
 	add(f, "UFFD_SNAP_NAME=%s", run->name);
 	add(f, "UFFD_SNAP_PID=%d", (int)run->pid);
@@ -85,15 +93,48 @@ static int start(const char *command, char **env, pid_t *ret)
 	posix_spawnattr_init(&attr);
 	posix_spawnattr_setsigdefault(&attr, &all);
 	posix_spawnattr_setsigmask(&attr, &none);
-	posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK);
+	posix_spawnattr_setpgroup(&attr, 0);
+	posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK |
+						POSIX_SPAWN_SETPGROUP);
 	int r = -posix_spawn(ret, "/bin/sh", NULL, &attr, argv, env);
 
 	posix_spawnattr_destroy(&attr);
 	return r;
 }
 
+/* Waits for its end, passing on what signals we get. After limit_s (0: none) it is asked to end, and
+ * then made to. Returns whether it ended by itself. */
+static bool wait_for(pid_t pid, uint64_t limit_s, const volatile sig_atomic_t *interrupted,
+		     int *ret_status)
+{
+	const uint64_t limit_ns = limit_s * 1000000000, begin = now_ns();
+	struct pollfd end = {.fd = (int)syscall(SYS_pidfd_open, pid, 0), .events = POLLIN};
+	bool in_time = true;
+	uint64_t asked = 0;
+
+	for (;;) {
+		pid_t p = waitpid(pid, ret_status, WNOHANG);
+
+		if (p == pid || (p < 0 && errno != EINTR))
+			break;
+		if (limit_s && !asked && now_ns() - begin > limit_ns) {
+			in_time = false;
+			asked = now_ns();
+			kill(-pid, SIGTERM);
+		} else if (asked && now_ns() - asked > UINT64_C(5000000000)) {
+			kill(-pid, SIGKILL);
+		}
+		/* The limit is no event; a look now and then costs nothing. */
+		if (poll(&end, 1, 100) < 0 && *interrupted && *interrupted != SIGALRM)
+			kill(-pid, *interrupted);
+	}
+	if (end.fd >= 0)
+		close(end.fd);
+	return in_time;
+}
+
 int snapshot_hook(const struct snapshot_args *a, const struct snapshot_run *run,
-		  struct usnap_err *err)
+		  const volatile sig_atomic_t *interrupted, struct usnap_err *err)
 {
 	const char *command = run->error ? a->on_failure : a->on_success;
 	struct facts f = {0};
@@ -109,8 +150,10 @@ int snapshot_hook(const struct snapshot_args *a, const struct snapshot_run *run,
 	free(f.env);
 	if (r < 0)
 		return usnap_fail_errno(err, r, "cannot run '%s'", command);
-	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-		;
+	if (!wait_for(pid, a->timeout_s, interrupted, &status))
+		return usnap_fail(err, -ETIMEDOUT,
+				  "cannot run '%s': it did not end within %" PRIu64 " s", command,
+				  a->timeout_s);
 	if (WIFSIGNALED(status))
 		return usnap_fail(err, -EIO, "cannot run '%s': it died of signal %d", command,
 				  WTERMSIG(status));

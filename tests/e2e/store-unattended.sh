@@ -53,6 +53,16 @@ says err "$pid (./usnapwitness)"
 says err "$other (./usnapwitness)"
 exits 0 usnap snapshot --exe usnapwitness --all --json
 same 'processes taken' "$(jq -s length out)" 2
+# A chain is of one process: those of one name are told apart.
+same 'their names' "$(jq -r .name out | sort)" "$(printf 'usnapwitness-%s\n' "$pid" "$other" | sort)"
+exits 0 usnap snapshot --exe usnapwitness --all --json
+same 'each continues its own' "$(jq 'select(.full_because)' out)" ''
+# Under one name all the same: each is continued by the image of its own run.
+usnap snapshot -q --name both $pid
+usnap snapshot -q --name both $other
+exits 0 usnap snapshot --json --name both $pid
+same 'full_because' "$(jq -r .full_because out)" null
+[ "$(jq .pages_referred out)" -gt 0 ] || fail 'the image of another process was taken for its own'
 kill $other
 wait $other || true
 
@@ -74,6 +84,13 @@ same 'target by its title' "$(jq .pid out)" "$started"
 exits 1 usnap snapshot usnaptitle
 says err "hint: process $started runs a program of this name: --exe finds it"
 stop "$started"
+# A name may begin with a digit.
+cp usnapwitness 2fa
+start ./2fa
+wait_until 10 grep -q ready "$started_log"
+exits 0 usnap snapshot --json 2fa
+same 'target by a name with a digit' "$(jq .pid out)" "$started"
+stop "$started"
 exits 1 usnap snapshot no-such-name
 says err 'hint: '
 
@@ -87,6 +104,7 @@ same 'output of a success' "$(cat out err)" ''
 says facts UFFD_SNAP_RESULT=success
 says facts UFFD_SNAP_NAME=cron
 says facts "UFFD_SNAP_PID=$pid"
+says facts "UFFD_SNAP_STORE=$UFFD_SNAP_STORE"
 file=$(sed -n 's/^UFFD_SNAP_FILE=//p' facts)
 usnap verify -q "$file"
 same 'size told' "$(sed -n 's/^UFFD_SNAP_FILE_BYTES=//p' facts)" "$(stat -c %s "$file")"
@@ -108,8 +126,18 @@ says m.prom 'uffd_snap_last_run_success{name="cron"} 0'
 says m.prom 'uffd_snap_last_run_success{name="second"} 1'
 same 'metrics told twice' "$(grep -v '^#' m.prom | sed 's/ [^ ]*$//' | sort | uniq -d)" ''
 same 'files beside' "$(find . -maxdepth 1 -name '.*.part')" ''
+exits 1 usnap snapshot -q --exe "/none/no-such-program" --metrics m.prom
+says m.prom 'uffd_snap_last_run_success{name="no-such-program"} 0'
 exits 1 usnap snapshot -q "${name[@]}" --on-success 'exit 1'
 says err "cannot run 'exit 1'"
+# A command may use the store that it is told of, and is bounded as well.
+exits 0 usnap snapshot -q "${name[@]}" --store other --on-success \
+	"'$UFFD_SNAP' prune -q --keep-last 1 cron && '$UFFD_SNAP' list -q cron >listed"
+same 'the command had the other store' "$(wc -l <listed)" 1
+before=$SECONDS
+exits 1 usnap snapshot -q "${name[@]}" --store other --timeout 1 --on-success 'sleep 100; echo late >late'
+says err "cannot run 'sleep 100; echo late >late': it did not end within 1 s"
+[ $((SECONDS - before)) -lt 60 ] || fail 'a command was waited for'
 
 # Somebody else has the name.
 exec 9>store/cron/.lock
@@ -122,6 +150,18 @@ before=$SECONDS
 exits 1 usnap snapshot -q "${name[@]}" --timeout 1
 says err 'not done within 1 s'
 [ $((SECONDS - before)) -lt 20 ] || fail '--timeout was not kept'
+# Who is told of failures is told of an interruption too, before it ends the command.
+rm -f facts
+"$UFFD_SNAP" snapshot -q "${name[@]}" --metrics m.prom --on-failure 'env >facts' 2>err 9>&- &
+waits=$!
+adopt $waits
+wait_until 20 grep -q -e "-> FLOCK .* $waits " /proc/locks
+kill -TERM $waits
+got=0
+wait $waits || got=$?
+same 'exit status' $got 143
+says facts 'UFFD_SNAP_ERROR=interrupted: '
+says m.prom 'uffd_snap_last_run_success{name="cron"} 0'
 exec 9>&-
 same 'images' "$(usnap list --json cron | jq '.images | length')" 2
 # Who removes is waited for: the snapshot is still wanted after it.
