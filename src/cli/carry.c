@@ -87,7 +87,7 @@ void carry_tell(struct carry *c, const struct store_image *image, enum carry_sta
 	printf("%s%s ", c->dry_run ? "would " : "", c->dry_run ? c->command->name : word);
 	show_text(c->name);
 	printf("@%s  %s\n", stamp, show_size(size, image->bytes));
-	fflush(stdout);
+	show_flush(stdout);
 }
 
 enum carry_state carry_bad(struct carry *c, const struct store_image *image, int code,

@@ -164,7 +164,7 @@ static int list_images(struct list *list, const char *name, const struct store_i
 		else if (!list->json)
 			print_row(name, images, i, &links[i], &row);
 		if (!links[i].readable) {
-			fflush(stdout);
+			show_flush(stdout);
 			msg_warning("%s", links[i].why);
 			list->worst = EXIT_DAMAGED;
 		}

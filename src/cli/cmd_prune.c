@@ -217,7 +217,7 @@ static void report(struct prune *p, const struct prune_plan *plan, const char *n
 		*images = NULL;
 	} else if (!p->quiet) {
 		print_summary(p, plan, name, before, merged);
-		fflush(stdout);
+		show_flush(stdout);
 	}
 	warn(p, plan, name);
 	check_size(p, plan, name);

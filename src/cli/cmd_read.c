@@ -65,7 +65,7 @@ static int copy_out(struct usnap_image *img, uint64_t addr, uint64_t len, bool h
 		size_t n = (size_t)MIN(len, (uint64_t)room);
 
 		if ((r = usnap_image_read(img, addr, buf, n)) < 0) {
-			fflush(stdout);
+			show_flush(stdout);
 			return show_image_failure(img, r);
 		}
 		if (hex) {

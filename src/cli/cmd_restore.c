@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "cli/cli.h"
@@ -194,7 +195,23 @@ static void show_done(struct restore *r, const struct restore_args *a, pid_t pid
 	} else if (a->o.detach) {
 		printf("%d\n", (int)pid);
 	}
-	fflush(out);
+	if (show_flush(out) < 0 && a->o.detach)
+		msg_warning("process %d runs, though nobody was told", (int)pid);
+}
+
+/* Before anything is made: who counts on the file is not to have a process without it. */
+static int try_pidfile(const char *path, struct usnap_err *err)
+{
+	int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+
+	if (fd >= 0)
+		unlink(path);
+	else if (errno == EEXIST)
+		fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return usnap_fail_errno(err, -errno, "cannot write '%s'", path);
+	close(fd);
+	return 0;
 }
 
 /* It runs, whatever becomes of the file. */
@@ -229,6 +246,20 @@ static bool is_overtaken(const struct restore_args *a, int code)
 	return code == -EEXIST && a->o.pids == RESTORE_PIDS_AUTO && !a->o.from_input;
 }
 
+/* What stands in the way may be a limit of ours. */
+static void hint_limit(struct usnap_err *err)
+{
+	struct rlimit rl;
+
+	if (*err->hint)
+		return;
+	if (err->code == -EFBIG)
+		usnap_hint(err, "raise the limit on file sizes (ulimit -f)");
+	else if (err->code == -ENOMEM && getrlimit(RLIMIT_AS, &rl) == 0 &&
+		 rl.rlim_cur != RLIM_INFINITY)
+		usnap_hint(err, "raise the limit on address space (ulimit -v)");
+}
+
 /* A command with file capabilities is not dumpable, its files in /proc belong to root, and so would those
  * of the processes that are built. Tracing it takes its capabilities, all the same. */
 static void own_our_files(void)
@@ -256,7 +287,9 @@ static int restore(const struct restore_args *a, struct refs *refs, struct resto
 	}
 	if (!a->quiet)
 		warn(r);
-	code = restore_build(r, &pid, &err);
+	code = a->pidfile ? try_pidfile(a->pidfile, &err) : 0;
+	if (code == 0)
+		code = restore_build(r, &pid, &err);
 	if (is_overtaken(a, code)) {
 		restore_free(r);
 		r = NULL;
@@ -268,6 +301,7 @@ static int restore(const struct restore_args *a, struct refs *refs, struct resto
 	refs_unlock(refs);
 	if (code < 0) {
 		restore_free(r);
+		hint_limit(&err);
 		return fail(f, &err);
 	}
 	restore_agent(pid, a->o.from_input ? NULL : a->o.image);
@@ -366,6 +400,8 @@ static int run_parsed(struct restore_args *a, const char *image, const char *sto
 	a->o.progress = on_progress;
 	a->o.complete = on_complete;
 	own_our_files();
+	/* As an error it can be told of. The process gets its own actions. */
+	signal(SIGXFSZ, SIG_IGN);
 	front_begin(f);
 	f->quiet = a->quiet || a->json;
 	f->detach = a->o.detach;

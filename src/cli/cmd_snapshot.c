@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "capture/capture.h"
@@ -11,6 +12,7 @@
 #include "cli/msg.h"
 #include "cli/obstacle.h"
 #include "cli/progress.h"
+#include "cli/show.h"
 #include "cli/snapshot_args.h"
 #include "cli/snapshot_dest.h"
 #include "cli/snapshot_parent.h"
@@ -114,11 +116,19 @@ static int capture(struct snapshot *s, struct usnap_err *err)
 	return r;
 }
 
+/* "-", or another name of the same pipe. */
+static bool is_our_stdout(const struct output *o)
+{
+	struct stat a, b;
+
+	return output_is_stream(o) && fstat(output_fd(o), &a) == 0 &&
+	       fstat(STDOUT_FILENO, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
 static void report(struct snapshot *s, uint64_t start)
 {
 	/* A stream carries the image: the summary goes where it does not mix. */
-	FILE *out = output_is_stream(s->dest.output) && strcmp(s->dest.path, "-") == 0 ? stderr
-										       : stdout;
+	FILE *out = is_our_stdout(s->dest.output) ? stderr : stdout;
 
 	progress_end(&s->progress);
 	s->run.path = s->dest.path;
@@ -128,7 +138,9 @@ static void report(struct snapshot *s, uint64_t start)
 	s->run.full_because = s->parent.why;
 	s->run.elapsed_ns = now_ns() - start;
 	snapshot_print(out, s->args, &s->run);
-	fflush(out); /* before what a command of --on-success prints */
+	/* Before what a command of --on-success prints. */
+	if (show_flush(out) < 0)
+		msg_warning("image '%s' is complete, though nobody was told", s->dest.path);
 	if (s->run.stats.inject_left)
 		msg_warning(
 			"what held back discards in process %d could not be taken out again; it "

@@ -7,6 +7,7 @@
 
 #include "cli/cli.h"
 #include "cli/msg.h"
+#include "cli/show.h"
 #include "common/util.h"
 
 static int run_help(int argc, char **argv);
@@ -205,13 +206,12 @@ static void fill_standard_descriptors(void)
 /* A full disk behind stdout shows only when the last buffer is written. */
 static int finish_stdout(int code)
 {
-	int had_error = ferror(stdout);
-
-	errno = 0;
-	if (fflush(stdout) == 0 && !had_error)
-		return code;
 	struct usnap_err err = {0};
-	usnap_fail_errno(&err, errno ? -errno : -EIO, "cannot write 'standard output'");
+	int had_error = ferror(stdout), r = show_flush(stdout);
+
+	if (r == 0 && !had_error)
+		return code;
+	usnap_fail_errno(&err, r < 0 ? r : -EIO, "cannot write 'standard output'");
 	msg_failure(&err);
 	return code == EXIT_DONE ? EXIT_FAILED : code;
 }

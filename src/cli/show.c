@@ -105,3 +105,15 @@ int show_check_output(struct usnap_image *img, const char *output, struct usnap_
 	usnap_image_free(old);
 	return r;
 }
+
+int show_flush(FILE *out)
+{
+	static int failed;
+	int r = fflush(out) == 0 ? 0 : -errno;
+
+	if (out != stdout)
+		return r;
+	if (!failed)
+		failed = r;
+	return failed;
+}

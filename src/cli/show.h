@@ -8,6 +8,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <uffd-snap.h>
 
 #include "cli/cli.h"
@@ -30,6 +31,10 @@ bool show_parse_number(const char *text, uint64_t *ret);
 
 /* Refuses an output that would replace img or what it refers to. */
 int show_check_output(struct usnap_image *img, const char *output, struct usnap_err *err);
+
+/* What was printed is out, or -errno: of standard output the first failure, also when another call met
+ * it. */
+int show_flush(FILE *out);
 
 /* The message for a failed call on img; returns the exit code. */
 int show_image_failure(const struct usnap_image *img, int code);

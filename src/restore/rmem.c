@@ -355,8 +355,15 @@ static int plan_exe(struct restore *r, struct rmem *m, struct usnap_err *err)
 	if (exe[0] == '/' && stat(exe, &st) == 0 && S_ISREG(st.st_mode)) {
 		m->exe = exe;
 		exe = NULL;
+		return 0;
 	}
-	return 0;
+	for (size_t i = 0; i < m->nr_regions && !m->exe_region; i++)
+		if (m->regions[i].role == REGION_OBJECT && !strcmp(m->regions[i].path, exe))
+			m->exe_region = &m->regions[i];
+	ret = restore_problem(r, RESTORE_NOTE, "program",
+			      "'%.2000s' is no longer there: /proc/PID/exe leads to %s", exe,
+			      m->exe_region ? "what the image has of it" : "uffd-snap");
+	return ret < 0 ? usnap_fail_errno(err, ret, "cannot restore the memory") : 0;
 }
 
 /* ---- the plan --------------------------------------------------------------------------- */

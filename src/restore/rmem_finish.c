@@ -1,6 +1,7 @@
 /* Protections, advice, names, mm; rmem_internal.h has the list of the files. */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -98,11 +99,19 @@ static int set_mm(struct rmem_calls *c, struct rmem *m)
 {
 	struct prctl_mm_map map = m->mm;
 	int open_call = -1, fd = -1;
+	const char *exe = m->exe;
+	char shown[80];
 
+	/* One without a name is found by where it is mapped; by the privileged only. */
+	if (m->exe_region) {
+		snprintf(shown, sizeof(shown), "/proc/self/map_files/%" PRIx64 "-%" PRIx64,
+			 m->exe_region->start, m->exe_region->end);
+		exe = shown;
+	}
 	calls_reset(c);
-	if (m->exe)
+	if (exe)
 		open_call = calls_add(c, true, "open", NULL, SYS_openat, (uint64_t)AT_FDCWD,
-				      stub_data(&c->batch, m->exe, strlen(m->exe) + 1),
+				      stub_data(&c->batch, exe, strlen(exe) + 1),
 				      O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0, 0, 0);
 	int r = calls_run(c);
 	if (r < 0)

@@ -109,7 +109,9 @@ struct rmem {
 	struct prctl_mm_map mm;
 	unsigned char *auxv;
 	size_t auxv_len;
-	char *exe; /* path as the process sees it, NULL: unknown */
+	char *exe; /* path as the process sees it, NULL: unknown, or gone */
+	const struct rmem_region
+		*exe_region; /* of a program that is gone: shows what stands in for it */
 	struct rmem_vdso vdso;
 	uint64_t fill_pages; /* that are to be written */
 	bool ready; /* it has an agent of its own */

@@ -56,6 +56,22 @@ same 'exit status on /dev/full' $got 1
 says err 'No space left on device'
 after
 
+got=0
+usnap snapshot "$work_pid" -o full.usnap >/dev/full 2>err || got=$?
+same 'exit status when nobody can be told' $got 1
+says err "image 'full.usnap' is complete, though nobody was told"
+says err 'No space left on device'
+usnap verify -q full.usnap
+rm full.usnap
+after
+
+# The summary is no part of the image, whatever the pipe is called.
+usnap snapshot "$work_pid" -o /dev/stdout 2>err | cat >pipe.usnap
+usnap verify -q pipe.usnap
+says err 'of memory in'
+rm pipe.usnap
+after
+
 # Closed from the start, and in the middle.
 got=0
 usnap snapshot -q "$work_pid" -o - >&- 2>err || got=$?

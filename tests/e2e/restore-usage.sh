@@ -112,6 +112,36 @@ same 'no room for a stream' "$got" 1
 says err "cannot keep 'standard input' in '$PWD/small': No space left on device"
 says err 'hint: TMPDIR'
 
+# A limit of the restorer's own is told of. A file of its number is wanted, and there is none.
+got=0
+(ulimit -f 4 && exec "$UFFD_SNAP" restore --detach -q sleep.usnap) >out 2>err || got=$?
+same 'with a limit on file sizes' "$got" 1
+says err 'hint: raise the limit on file sizes'
+exits 1 usnap restore --detach -q --pidfile nowhere/pid sleep.usnap
+says err "cannot write 'nowhere/pid': No such file or directory"
+[ ! -e /proc/$pid/exe ] || [ "$(readlink "/proc/$pid/exe")" != /usr/bin/sleep ] ||
+	fail 'a process without its file was left behind'
+
+# Whoever cannot be told of it: it runs.
+got=0
+usnap restore --detach --pidfile ran sleep.usnap >/dev/full 2>err || got=$?
+same 'restored, with a full standard output' "$got" 1
+says err "process $(cat ran) runs, though nobody was told"
+says err 'No space left on device'
+kill -KILL "$(cat ran)"
+
+# A program that was replaced: what the image has of it is what runs.
+cp "$WORKLOADS/witness" replaced
+start ./replaced
+wait_until 10 grep -q ready "$started_log"
+cp "$WORKLOADS/coredemo" new && mv new replaced
+usnap snapshot -q --kill "$started" -o replaced.usnap
+exits 0 usnap restore --dry-run replaced.usnap
+says out "note: program: '$PWD/replaced (deleted)' is no longer there"
+exits 0 usnap restore --detach -q replaced.usnap
+cmp "/proc/$(cat out)/exe" "$WORKLOADS/witness" || fail 'another program runs'
+kill -KILL "$(cat out)"
+
 # Descriptors that are told to lead elsewhere.
 exits 1 usnap restore --detach -q --fd 1="$PWD/one" sleep.usnap
 says err "cannot open"
