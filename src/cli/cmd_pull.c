@@ -236,12 +236,14 @@ static int choose(struct pull *p, struct usnap_err *err)
 
 static int set_latest(struct pull *p, int fd, struct usnap_err *err)
 {
+	const struct store_image *newest;
 	struct store_images images;
 	int r = store_scan(p->store, p->carry.name, &images, err);
 
 	if (r < 0)
 		return r;
-	if (images.nr && (r = store_set_latest(fd, images.image[images.nr - 1].file)) < 0)
+	newest = store_newest(&images, NULL, wall_ns() / 1000000);
+	if (newest && (r = store_set_latest(fd, newest->file)) < 0)
 		usnap_fail_errno(err, r, "cannot set 'latest' in '%s'", p->dir);
 	store_images_free(&images);
 	return r;

@@ -80,7 +80,8 @@ static int merge(const struct prune_carry *c, const struct prune_plan *plan,
 	usnap_image_free(o.parent);
 	if (r < 0)
 		return r;
-	if ((size_t)plan->merge + 1 == plan->images.nr &&
+	if (&plan->images.image[plan->merge] ==
+		    store_newest(&plan->images, NULL, wall_ns() / 1000000) &&
 	    (r = store_set_latest(store_lock_fd(c->lock), file)) < 0)
 		return usnap_fail_errno(err, r, "cannot set 'latest' to '%s'", file);
 	return 0;

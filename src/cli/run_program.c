@@ -283,14 +283,15 @@ static pid_t lives_by_name(const struct run_args *a, const char *dir)
 static int refuse_twice(const struct run_args *a, const struct store *store,
 			const struct store_images *images, struct usnap_err *err)
 {
+	const struct store_image *newest = store_newest(images, NULL, wall_ns() / 1000000);
 	cleanup_free char *dir = NULL, *path = NULL;
 	pid_t pid;
 
-	if (!images->nr)
+	if (!newest)
 		return 0;
 	if (asprintf(&dir, "%s/%s", store_path(store), a->name) < 0)
 		dir = NULL;
-	if (dir && asprintf(&path, "%s/%s", dir, images->image[images->nr - 1].file) < 0)
+	if (dir && asprintf(&path, "%s/%s", dir, newest->file) < 0)
 		path = NULL;
 	if (!path)
 		return usnap_fail_errno(err, -ENOMEM, "cannot bring back '%s'", a->name);
@@ -368,10 +369,10 @@ static bool is_unfit(const struct run_args *a, const char *dir, const char *ref,
 
 static void tell_of_age(const struct run_args *a, const struct store_images *images, size_t i)
 {
-	const struct store_image *newest = &images->image[images->nr - 1];
+	const struct store_image *newest = store_newest(images, NULL, wall_ns() / 1000000);
 	char age[RUN_AGE_MAX];
 
-	if (i + 1 == images->nr)
+	if (&images->image[i] >= newest)
 		return;
 	run_image_age(newest->t0_ms - images->image[i].t0_ms, age);
 	msg_warning("'%s' is as it was %s before its newest image", a->name, age);
@@ -388,6 +389,15 @@ static size_t newest_wanted(const struct store_images *images, uint64_t avoid_ms
 	return nr ? nr : images->nr;
 }
 
+/* How many of the first nr are not from the future; all of them when all are. */
+static size_t count_past(const struct store_images *images, size_t nr)
+{
+	const struct store_images wanted = {images->image, nr};
+	const struct store_image *newest = store_newest(&wanted, NULL, wall_ns() / 1000000);
+
+	return newest ? (size_t)(newest - images->image) + 1 : 0;
+}
+
 static enum outcome try_each(const struct run_args *a, const struct store *store,
 			     const struct store_images *images, const struct store_link *links,
 			     struct run_program *ret, int *ret_signal)
@@ -399,7 +409,11 @@ static enum outcome try_each(const struct run_args *a, const struct store *store
 
 	if (asprintf(&dir, "%s/%s", store_path(store), a->name) < 0)
 		dir = NULL;
-	for (size_t i = newest_wanted(images, ret->avoid_ms); dir && i--;) {
+	const size_t nr = newest_wanted(images, ret->avoid_ms), past = count_past(images, nr);
+
+	for (size_t n = 0; dir && n < nr; n++) {
+		/* From the newest back; those from the future are the last resort. */
+		size_t i = n < past ? past - 1 - n : past + nr - 1 - n;
 		enum outcome o = DAMAGED;
 
 		/* Whoever reads it knows the time from list; of two at once it would be one. */

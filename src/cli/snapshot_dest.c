@@ -60,18 +60,6 @@ static bool is_full_due(const char *path, uint64_t full_every)
 	return due;
 }
 
-/* The newest, unless it is from the future: a clock that was wrong once is not to hold a chain for
- * ever. */
-static const struct store_image *newest(const struct store_images *images)
-{
-	uint64_t now_ms = wall_ns() / 1000000;
-	size_t i = images->nr;
-
-	while (i && images->image[i - 1].t0_ms > now_ms)
-		i--;
-	return &images->image[(i ? i : images->nr) - 1];
-}
-
 /* Whether an image is of this run. One that cannot be read: -1. */
 static int is_of_run(const char *path, const char *run)
 {
@@ -98,7 +86,7 @@ static int choose_parent(struct snapshot_dest *d, const struct target *t, uint64
 
 	if (r < 0)
 		return r;
-	last = images.nr ? newest(&images) : NULL;
+	last = store_newest(&images, NULL, wall_ns() / 1000000);
 	if (last && capture_run_id(t, run) < 0)
 		of_run = -1;
 	for (const struct store_image *i = last;

@@ -341,7 +341,7 @@ int store_links_remove(const struct store_link *links, const struct store_images
 {
 	cleanup_free size_t *needed_by = calloc(images->nr + 1, sizeof(*needed_by));
 	cleanup_free bool *left = malloc(images->nr + 1);
-	const char *latest = NULL;
+	const struct store_image *latest;
 	bool any = true;
 	int r;
 
@@ -350,10 +350,8 @@ int store_links_remove(const struct store_link *links, const struct store_images
 	if (images->nr)
 		memcpy(left, remove, images->nr);
 	count_needed(links, remove, images->nr, needed_by);
-	for (size_t i = 0; i < images->nr; i++)
-		if (!remove[i])
-			latest = images->image[i].file;
-	if ((r = store_set_latest(name_fd, latest)) < 0)
+	latest = store_newest(images, remove, wall_ns() / 1000000);
+	if ((r = store_set_latest(name_fd, latest ? latest->file : NULL)) < 0)
 		return r;
 	*ret_removed = 0;
 	while (any) {

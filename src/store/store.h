@@ -89,13 +89,18 @@ struct store_images {
 int store_scan(struct store *s, const char *name, struct store_images *ret, struct usnap_err *err);
 void store_images_free(struct store_images *images);
 
+/* The newest; of those from the future only if there are no others: a clock that was wrong once is not
+ * to decide for ever. without: one for each, which not to look at, or NULL. NULL when there is none. */
+const struct store_image *store_newest(const struct store_images *images, const bool *without,
+				       uint64_t now_ms);
+
 /* The name of the file of an image; -ERANGE for a time that no image has. */
 int store_file_name(uint64_t t0_ms, const char *id, char ret[STORE_FILE_LEN + 1]);
 bool store_file_parse(const char *file, struct store_image *ret);
 
 /*
  * What comes after NAME@: a time (storetime.h), the first 6 or more digits of
- * an id, or "latest". NULL is latest. A time means the last image taken at it
+ * an id, or "latest". NULL is latest, as store_newest() has it. A time means the last image taken at it
  * or before. now_s: the time of asking. Returns -ENOENT or -EEXIST
  * (ambiguous id) with text that names name and when.
  */

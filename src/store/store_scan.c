@@ -117,6 +117,22 @@ void store_images_free(struct store_images *images)
 	*images = (struct store_images){0};
 }
 
+const struct store_image *store_newest(const struct store_images *images, const bool *without,
+				       uint64_t now_ms)
+{
+	const struct store_image *future = NULL;
+
+	for (size_t i = images->nr; i-- > 0;) {
+		if (without && without[i])
+			continue;
+		if (images->image[i].t0_ms <= now_ms)
+			return &images->image[i];
+		if (!future)
+			future = &images->image[i];
+	}
+	return future;
+}
+
 static int find_id(const struct store_images *images, const char *name, const char *id,
 		   const struct store_image **ret, struct usnap_err *err)
 {
@@ -147,7 +163,8 @@ int store_find(const struct store_images *images, const char *name, const char *
 	if (!images->nr)
 		return usnap_fail(err, -ENOENT, "cannot find '%s': it has no image", name);
 	if (!when || !strcmp(when, "latest")) {
-		*ret = &images->image[images->nr - 1];
+		/* All of that second has been; and time(2) may be a tick behind. */
+		*ret = store_newest(images, NULL, ((uint64_t)now_s + 2) * 1000);
 		return 0;
 	}
 	if (storetime_parse(when, now_s, &until_ms) < 0) {

@@ -165,6 +165,38 @@ exits 0 usnap rm "hurt@${id##*-}"
 exits 0 usnap prune --keep-last 1 hurt
 exits 0 usnap rm --all hurt
 
+# --- a clock that was wrong -------------------------------------------------------------------
+
+faketime=$(find /usr/lib* -name libfaketimeMT.so.1 2>/dev/null | head -n 1)
+if [ -n "$faketime" ]; then
+	sleep 1000 &
+	c=$!
+	adopt $c
+	usnap snapshot -q $c --name wrong
+	LD_PRELOAD=$faketime DONT_FAKE_MONOTONIC=1 NO_FAKE_STAT=1 FAKETIME=+400d usnap snapshot -q $c --name wrong
+	usnap snapshot -q $c --name wrong
+	ids=($(usnap list --json wrong | jq -r '.images[].id'))
+	exits 0 usnap info wrong
+	says out "${ids[1]}"
+	exits 0 usnap info "wrong@${ids[2]:0:8}"
+	says out "${ids[2]}"
+	exits 0 usnap prune -q --keep-last 2 wrong
+	case $(readlink store/wrong/latest) in *"${ids[1]}"*) ;; *) fail 'latest is not the one taken last' ;; esac
+	kill -KILL $c
+	wait $c || true
+	if [ "$(id -u)" -eq 0 ]; then
+		"$UFFD_SNAP" run --name wrong --restore-or-start -- sleep 1000 2>run.err &
+		run=$!
+		adopt $run
+		wait_until 20 grep -q 'brought back' run.err
+		grep -q "$(basename "$(readlink store/wrong/latest)" "-${ids[1]}.usnap")" run.err ||
+			fail "not the one taken last: $(cat run.err)"
+		kill -TERM $run
+		wait $run || true
+	fi
+	usnap rm -q --all wrong
+fi
+
 # --- a restored process holds nothing, a full disk loses nothing ---------------------------
 
 usnap snapshot -q "$a" --name back

@@ -303,6 +303,32 @@ Test(store, finds_the_last_image_at_or_before_a_time)
 	store_images_free(&images);
 }
 
+Test(store, an_image_from_the_future_is_newest_only_without_others)
+{
+	const int64_t now = 1795342513; /* 2026-11-22T10:15:13Z */
+	const bool without[] = {true, true, false};
+	const struct store_image *found;
+	struct store_images images;
+	struct usnap_err err = {0};
+
+	fill(&images);
+	cr_assert_eq(store_find(&images, "n", NULL, now, &found, &err), 0);
+	cr_assert_eq(found - images.image, 1);
+	cr_assert_eq(store_find(&images, "n", "latest", now, &found, &err), 0);
+	cr_assert_eq(found - images.image, 1);
+	cr_assert_eq(store_find(&images, "n", "10:20", now, &found, &err), 0);
+	cr_assert_eq(found - images.image, 2);
+	cr_assert_eq(store_find(&images, "n", "ff1122", now, &found, &err), 0);
+	cr_assert_eq(found - images.image, 2);
+	cr_assert_eq(store_find(&images, "n", NULL, now - 864000, &found, &err), 0);
+	cr_assert_eq(found - images.image, 2);
+	cr_assert_eq(store_newest(&images, NULL, images.image[0].t0_ms), images.image);
+	cr_assert_eq(store_newest(&images, without, images.image[1].t0_ms), images.image + 2);
+	images.nr = 2;
+	cr_assert_null(store_newest(&images, without, images.image[1].t0_ms));
+	store_images_free(&images);
+}
+
 Test(store, durations_have_units_from_large_to_small)
 {
 	static const struct {
