@@ -63,16 +63,35 @@ static int check_needed(const char *name, const struct store_images *images,
 	return 0;
 }
 
+/* "The last one before" is good enough to look at, not to remove: what was named must be there. How long
+ * ago says no more than that, and means the one that other commands take. */
+static int check_meant(const char *name, const char *when, const struct store_image *found,
+		       int64_t now_s, struct usnap_err *err)
+{
+	char time[STORETIME_LOCAL + 1];
+	uint64_t from_ms, until_ms;
+
+	if (*when == '-' || storetime_parse_span(when, now_s, &from_ms, &until_ms) < 0 ||
+	    found->t0_ms >= from_ms)
+		return 0;
+	storetime_local(found->t0_ms, time);
+	usnap_fail(err, -ENOENT, "cannot remove '%s@%s': there is no image of that time", name,
+		   when);
+	return usnap_hint(err, "the last one before is %s@%s", name, time);
+}
+
 static int mark(const struct removal *rm, const char *name, char **whens, size_t nr,
 		const struct store_images *images, bool *remove, struct usnap_err *err)
 {
 	const struct store_image *found;
+	const int64_t now_s = time(NULL);
 	int r;
 
 	if (rm->all)
 		memset(remove, true, images->nr);
 	for (size_t i = 0; !rm->all && i < nr; i++) {
-		if ((r = store_find(images, name, whens[i], time(NULL), &found, err)) < 0)
+		if ((r = store_find(images, name, whens[i], now_s, &found, err)) < 0 ||
+		    (r = check_meant(name, whens[i], found, now_s, err)) < 0)
 			return r;
 		remove[found - images->image] = true;
 	}

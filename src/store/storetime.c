@@ -150,22 +150,40 @@ static bool read_date(const char **s, struct reading *r)
 	return date_exists(&r->tm);
 }
 
-static int finish(struct reading *r, uint64_t *ret_ms)
+static int to_ms(const struct reading *r, int days_later, uint64_t *ret_ms)
 {
-	bool day = !r->span_ms;
+	struct tm tm = r->tm;
 	time_t t;
 
-	if (day)
-		r->tm.tm_mday++;
-	r->tm.tm_isdst = -1;
-	t = r->utc ? timegm(&r->tm) - r->zone_s : mktime(&r->tm);
+	tm.tm_mday += days_later;
+	tm.tm_isdst = -1;
+	t = r->utc ? timegm(&tm) - r->zone_s : mktime(&tm);
 	if (t < 0 || (uint64_t)t > last_s + DAY_S)
 		return -EINVAL;
-	*ret_ms = (uint64_t)t * 1000 + (uint64_t)r->ms + r->span_ms;
+	*ret_ms = (uint64_t)t * 1000 + (uint64_t)r->ms;
+	return 0;
+}
+
+static int finish(const struct reading *r, uint64_t *ret_from_ms, uint64_t *ret_until_ms)
+{
+	uint64_t from_ms, until_ms;
+
+	if (to_ms(r, 0, &from_ms) < 0 || to_ms(r, !r->span_ms, &until_ms) < 0)
+		return -EINVAL;
+	*ret_from_ms = from_ms;
+	*ret_until_ms = until_ms + r->span_ms;
 	return 0;
 }
 
 int storetime_parse(const char *text, int64_t now_s, uint64_t *ret_ms)
+{
+	uint64_t from_ms;
+
+	return storetime_parse_span(text, now_s, &from_ms, ret_ms);
+}
+
+int storetime_parse_span(const char *text, int64_t now_s, uint64_t *ret_from_ms,
+			 uint64_t *ret_until_ms)
 {
 	struct reading r = {0};
 	time_t now = (time_t)now_s;
@@ -176,7 +194,8 @@ int storetime_parse(const char *text, int64_t now_s, uint64_t *ret_ms)
 		if (storetime_duration(text + 1, &ago_s) < 0 || now_s < 0 ||
 		    ago_s > (uint64_t)now_s)
 			return -EINVAL;
-		*ret_ms = ((uint64_t)now_s - ago_s + 1) * 1000;
+		*ret_from_ms = ((uint64_t)now_s - ago_s) * 1000;
+		*ret_until_ms = *ret_from_ms + 1000;
 		return 0;
 	}
 	if (today || yesterday || (strlen(text) > 2 && text[2] == ':')) {
@@ -189,14 +208,14 @@ int storetime_parse(const char *text, int64_t now_s, uint64_t *ret_ms)
 		r.tm.tm_mday = tm.tm_mday - yesterday;
 		if (!today && !yesterday && (!read_clock(&text, &r) || *text))
 			return -EINVAL;
-		return finish(&r, ret_ms);
+		return finish(&r, ret_from_ms, ret_until_ms);
 	}
 	if (!read_date(&text, &r))
 		return -EINVAL;
 	if ((skip(&text, 'T') || skip(&text, ' ')) &&
 	    (!read_clock(&text, &r) || !read_zone(&text, &r)))
 		return -EINVAL;
-	return *text ? -EINVAL : finish(&r, ret_ms);
+	return *text ? -EINVAL : finish(&r, ret_from_ms, ret_until_ms);
 }
 
 int storetime_duration(const char *text, uint64_t *ret_s)

@@ -31,6 +31,10 @@ void storetime_local(uint64_t ms, char ret[STORETIME_LOCAL + 1]);
  */
 int storetime_parse(const char *text, int64_t now_s, uint64_t *ret_ms);
 
+/* The same, and what it says begins at ret_from_ms: with a duration, that second. */
+int storetime_parse_span(const char *text, int64_t now_s, uint64_t *ret_from_ms,
+			 uint64_t *ret_until_ms);
+
 /*
  * Seconds ("90"), or numbers with units from large to small ("1d12h"): y, M (of 30 days), w, d, h,
  * m (minutes), s. -EINVAL for anything else, and beyond a thousand years.

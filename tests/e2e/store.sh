@@ -93,6 +93,11 @@ chmod 700 store
 exits 1 usnap rm "one@${first:0:8}"
 says err 'refers to it'
 exits 2 usnap rm one
+# What is not of that time is not meant.
+exits 1 usnap rm one@2099-06-01T12:00
+says err 'there is no image of that time'
+says err 'hint: the last one before is one@'
+same images "$(images one)" 2
 exits 0 usnap rm "one@${second:0:8}"
 same images "$(images one)" 1
 for i in 1 2 3 4 5; do

@@ -329,6 +329,31 @@ Test(store, an_image_from_the_future_is_newest_only_without_others)
 	store_images_free(&images);
 }
 
+Test(store, a_time_spans_what_it_says)
+{
+	static const struct {
+		const char *text;
+		uint64_t from_ms, until_ms;
+	} cases[] = {
+		{"2026-11-22", 1795305600000, 1795392000000},
+		{"today", 1795305600000, 1795392000000},
+		{"yesterday", 1795219200000, 1795305600000},
+		{"10:15", 1795342500000, 1795342560000},
+		{"2026-11-22T10:15:00", 1795342500000, 1795342501000},
+		{"20261122T101500.123Z", 1795342500123, 1795342500124},
+		{"-10s", 1795343510000, 1795343511000},
+	};
+	const int64_t now = 1795343520; /* 2026-11-22T10:32:00Z */
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+		uint64_t from_ms, until_ms;
+
+		cr_assert_eq(storetime_parse_span(cases[i].text, now, &from_ms, &until_ms), 0);
+		cr_assert_eq(from_ms, cases[i].from_ms, "%s", cases[i].text);
+		cr_assert_eq(until_ms, cases[i].until_ms, "%s", cases[i].text);
+	}
+}
+
 Test(store, durations_have_units_from_large_to_small)
 {
 	static const struct {
