@@ -342,7 +342,7 @@ int store_links_remove(const struct store_link *links, const struct store_images
 	cleanup_free size_t *needed_by = calloc(images->nr + 1, sizeof(*needed_by));
 	cleanup_free bool *left = malloc(images->nr + 1);
 	const struct store_image *latest;
-	bool any = true;
+	bool any = true, is_full;
 	int r;
 
 	if (!needed_by || !left)
@@ -351,7 +351,13 @@ int store_links_remove(const struct store_link *links, const struct store_images
 		memcpy(left, remove, images->nr);
 	count_needed(links, remove, images->nr, needed_by);
 	latest = store_newest(images, remove, wall_ns() / 1000000);
-	if ((r = store_set_latest(name_fd, latest ? latest->file : NULL)) < 0)
+	r = store_set_latest(name_fd, latest ? latest->file : NULL);
+	/* Where not even a link has room, it leads nowhere until there is some: that is what images are
+	 * removed for. */
+	is_full = r == -ENOSPC || r == -EDQUOT;
+	if (is_full)
+		r = unlinkat(name_fd, "latest", 0) < 0 && errno != ENOENT ? -errno : 0;
+	if (r < 0)
 		return r;
 	*ret_removed = 0;
 	while (any) {
@@ -368,5 +374,7 @@ int store_links_remove(const struct store_link *links, const struct store_images
 				needed_by[links[i].needs[k]]--;
 		}
 	}
+	if (is_full && latest && (r = store_set_latest(name_fd, latest->file)) < 0)
+		return r;
 	return fsync(name_fd) < 0 && errno != EINVAL ? -errno : 0;
 }

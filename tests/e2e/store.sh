@@ -221,7 +221,7 @@ if [ "$(id -u)" -eq 0 ] && unshare -m true 2>/dev/null; then
 	mkdir full
 	cat >full.sh <<-'END'
 		set -e
-		mount -t tmpfs -o size=4m,mode=700 none full
+		mount -t tmpfs -o size=4m,nr_inodes=500,mode=700 none full
 		export UFFD_SNAP_STORE=$PWD/full
 		n=0
 		while "$UFFD_SNAP" snapshot -q "$1" --name x --full-every 1 2>full.err; do
@@ -235,6 +235,15 @@ if [ "$(id -u)" -eq 0 ] && unshare -m true 2>/dev/null; then
 		"$UFFD_SNAP" prune -q --keep-last 1
 		"$UFFD_SNAP" snapshot -q "$1" --name x
 		"$UFFD_SNAP" verify -q --all
+		# Bytes there are, but no room for another file.
+		"$UFFD_SNAP" snapshot -q "$1" --name x
+		"$UFFD_SNAP" snapshot -q "$1" --name y
+		n=0
+		while : >full/y/fill.$n; do n=$((n + 1)); done 2>/dev/null
+		"$UFFD_SNAP" rm -q x@latest 2>full.err
+		[ "$(readlink full/x/latest)" = "$(cd full/x && ls ./*.usnap | tail -n 1 | cut -c 3-)" ]
+		while : >full/y/fill.$n; do n=$((n + 1)); done 2>/dev/null
+		"$UFFD_SNAP" prune -q --keep-last 1 x 2>full.err
 	END
 	unshare -m bash full.sh "$a" || fail "on a full disk: $(cat full.err)"
 fi
