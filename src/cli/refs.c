@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "common/util.h"
+#include "store/links.h"
 
 /* Room for one more pointer in an array. */
 static int grow(void *array, size_t nr)
@@ -31,13 +32,34 @@ static int add_path(struct refs *refs, char *path, struct usnap_err *err)
 	return 0;
 }
 
+/* What cannot be opened, whoever reads it tells of. */
+static int check_name(const char *path, const struct store_image *i, struct usnap_err *err)
+{
+	struct usnap_image *img = usnap_image_new();
+	struct usnap_info info;
+	char why[512];
+	int r = 0;
+
+	if (img && usnap_image_open(img, path) == 0 &&
+	    usnap_image_get_info(img, &info, sizeof(info)) == 0 &&
+	    !store_links_is_named(&info, i, path, why, sizeof(why)))
+		r = usnap_fail(err, -EBADMSG, "%s", why);
+	usnap_image_free(img);
+	return r;
+}
+
 static int add_image(struct refs *refs, const struct store *s, const char *name,
 		     const struct store_image *i, struct usnap_err *err)
 {
 	char *path;
+	int r;
 
 	if (asprintf(&path, "%s/%s/%s", store_path(s), name, i->file) < 0)
 		path = NULL;
+	if (path && (r = check_name(path, i, err)) < 0) {
+		free(path);
+		return r;
+	}
 	return add_path(refs, path, err);
 }
 
@@ -70,7 +92,7 @@ static int add_named(struct refs *refs, struct store *s, const char *name, const
 {
 	const struct store_image *found;
 	struct store_images images = {0};
-	int r;
+	int r, damaged = 0;
 
 	if (grow(&refs->lock, refs->nr_locks) < 0)
 		return usnap_fail_errno(err, -ENOMEM, "cannot lock '%s'", name);
@@ -82,7 +104,12 @@ static int add_named(struct refs *refs, struct store *s, const char *name, const
 		return r;
 	if (which == REFS_EVERY && !when) {
 		for (size_t i = 0; r == 0 && i < images.nr; i++)
-			r = add_image(refs, s, name, &images.image[i], err);
+			if ((r = add_image(refs, s, name, &images.image[i], err)) == -EBADMSG) {
+				damaged = r;
+				r = 0; /* the others are none the worse for it */
+			}
+		if (r == 0)
+			r = damaged;
 	} else {
 		r = store_find(&images, name, when, time(NULL), &found, err);
 		if (r == 0)

@@ -97,6 +97,22 @@ static int set_version(struct store_link *l, const struct usnap_image *img,
 	return 0;
 }
 
+bool store_links_is_named(const struct usnap_info *info, const struct store_image *i,
+			  const char *path, char *why, size_t room)
+{
+	if (strcmp(info->id, i->id) != 0) {
+		snprintf(why, room, "cannot use '%.200s': it is the image %.40s", path, info->id);
+		return false;
+	}
+	if (info->t0_realtime_ns / 1000000 != i->t0_ms) {
+		snprintf(why, room,
+			 "cannot use '%.200s': the image is of another time than its name says",
+			 path);
+		return false;
+	}
+	return true;
+}
+
 static int load(struct store_link *l, const char *path, const struct store_image *i,
 		const struct by_id *ids, size_t nr)
 {
@@ -114,16 +130,8 @@ static int load(struct store_link *l, const char *path, const struct store_image
 		snprintf(l->why, sizeof(l->why), "%s", usnap_image_error(img));
 		l->damaged = r == -EBADMSG;
 		r = r == -ENOMEM ? r : 0;
-	} else if (strcmp(info.id, i->id) != 0) {
+	} else if (!store_links_is_named(&info, i, path, l->why, sizeof(l->why))) {
 		l->damaged = true;
-		snprintf(l->why, sizeof(l->why), "cannot use '%.200s': it is the image %.40s", path,
-			 info.id);
-	} else if (info.t0_realtime_ns / 1000000 != i->t0_ms) {
-		/* Under that name it would be counted, and merged into one of another name. */
-		l->damaged = true;
-		snprintf(l->why, sizeof(l->why),
-			 "cannot use '%.200s': the image is of another time than its name says",
-			 path);
 	} else {
 		l->readable = true;
 		memcpy(l->version_of, info.id, sizeof(l->version_of));

@@ -6,6 +6,7 @@
 #define USNAP_STORE_LINKS_H
 
 #include <stdbool.h>
+#include <uffd-snap.h>
 
 #include "store/store.h"
 
@@ -32,6 +33,11 @@ struct store_link {
 	size_t nr_needs, nr_missing; /* nr_missing: needed, and not in images */
 	char missing[STORE_ID_LEN + 1]; /* the first of them */
 };
+
+/* Is the image in this file what the name of the file says? Else why not, into why: under another's name it
+ * would be restored and counted as that one. */
+bool store_links_is_named(const struct usnap_info *info, const struct store_image *i,
+			  const char *path, char *why, size_t room);
 
 /* One for each image, in the same order. -ENOMEM. */
 int store_links_load(struct store *s, const char *name, const struct store_images *images,

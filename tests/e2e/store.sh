@@ -169,6 +169,17 @@ id=$(basename "$middle" .usnap)
 exits 0 usnap rm "hurt@${id##*-}"
 exits 0 usnap prune --keep-last 1 hurt
 exits 0 usnap rm --all hurt
+# One that lies under another's name is not taken for that.
+usnap snapshot -q "$a" --name mine
+usnap snapshot -q "$b" --name theirs
+mine=$(find store/mine -name '*.usnap')
+cat store/theirs/latest >"$mine"
+exits 3 usnap list mine
+exits 3 usnap verify -q mine
+says err 'it is the image'
+exits 3 usnap verify -q --all
+exits 3 usnap restore --dry-run "mine@$(basename "$mine" .usnap | cut -d- -f2)"
+exits 0 usnap rm --all mine theirs
 
 # --- a clock that was wrong -------------------------------------------------------------------
 
