@@ -63,6 +63,8 @@ static void load_row(struct row *row, const char *path)
 
 static const char *restores(const struct row *row, const struct store_link *l)
 {
+	if (!l->readable && !l->damaged)
+		return "unknown";
 	if (!row->known || !l->readable)
 		return "damaged";
 	if (l->nr_missing)
@@ -166,7 +168,8 @@ static int list_images(struct list *list, const char *name, const struct store_i
 		if (!links[i].readable) {
 			show_flush(stdout);
 			msg_warning("%s", links[i].why);
-			list->worst = EXIT_DAMAGED;
+			list->worst = cli_worse(list->worst,
+						links[i].damaged ? EXIT_DAMAGED : EXIT_FAILED);
 		}
 		list->bytes += images->image[i].bytes;
 	}

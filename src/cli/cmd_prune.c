@@ -31,7 +31,8 @@ struct prune {
 
 static const char *why_else(const struct prune_plan *v, size_t i)
 {
-	return !v->links[i].readable	? "damaged"
+	return v->links[i].damaged	? "damaged"
+	       : !v->links[i].readable	? "unknown"
 	       : v->links[i].nr_missing ? "incomplete"
 					: "needed by others";
 }
@@ -178,7 +179,8 @@ static void warn(struct prune *p, const struct prune_plan *v, const char *name)
 				  name, v->images.image[i].file, l->missing);
 		else
 			msg_error("%s; it is kept, and what is older", l->why);
-		p->worst = cli_worse(p->worst, EXIT_DAMAGED);
+		p->worst =
+			cli_worse(p->worst, l->readable || l->damaged ? EXIT_DAMAGED : EXIT_FAILED);
 	}
 }
 

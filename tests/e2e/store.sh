@@ -181,6 +181,21 @@ exits 3 usnap verify -q --all
 exits 3 usnap restore --dry-run "mine@$(basename "$mine" .usnap | cut -d- -f2)"
 exits 0 usnap rm --all mine theirs
 
+# One that may not be read is not called damaged.
+strict=(setpriv --bounding-set=-dac_override,-dac_read_search --inh-caps=-all "$UFFD_SNAP")
+if [ "$(id -u)" -eq 0 ] && "${strict[@]}" list >/dev/null 2>&1; then
+	usnap snapshot -q "$a" --name shut
+	usnap snapshot -q "$a" --name then
+	chmod 000 store/shut/*.usnap
+	exits 1 "${strict[@]}" list
+	says out unknown
+	says_not out damaged
+	exits 1 "${strict[@]}" prune --keep-last 1 -n shut
+	says_not out damaged
+	chmod 600 store/shut/*.usnap
+	usnap rm -q --all shut then
+fi
+
 # --- a clock that was wrong -------------------------------------------------------------------
 
 faketime=$(find /usr/lib* -name libfaketimeMT.so.1 2>/dev/null | head -n 1)
