@@ -131,10 +131,10 @@ int carry_finish(struct carry *c, int r, const struct usnap_err *err)
 		c->worst = cli_worse(
 			c->worst,
 			show_json(json_pack("{s:o?, s:o?, s:b, s:O, s:I, s:I, s:I, s:I}", "name",
-					    json_string(c->name), "remote", json_string(c->remote),
-					    "dry_run", c->dry_run, "images", c->rows, c->past,
-					    (json_int_t)c->nr_done, "present",
-					    (json_int_t)c->nr_present, "file_bytes",
+					    show_json_text(c->name), "remote",
+					    show_json_text(c->remote), "dry_run", c->dry_run,
+					    "images", c->rows, c->past, (json_int_t)c->nr_done,
+					    "present", (json_int_t)c->nr_present, "file_bytes",
 					    (json_int_t)c->bytes_done, "leftovers",
 					    (json_int_t)c->nr_leftovers)));
 	else if (!c->quiet && r == 0)

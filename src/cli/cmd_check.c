@@ -9,6 +9,7 @@
 #include "cli/check.h"
 #include "cli/cli.h"
 #include "cli/msg.h"
+#include "cli/show.h"
 #include "common/util.h"
 
 struct check *check_add(struct checks *cs, const char *name, bool required, const char *without)
@@ -118,10 +119,11 @@ static int print_json(const struct checks *cs, const struct utsname *u, pid_t pi
 	for (size_t i = 0; i < cs->n; i++) {
 		const struct check *c = &cs->c[i];
 
-		json_array_append_new(list, json_pack("{s:s, s:s, s:b, s:s, s:s, s:s}", "name",
-						      c->name, "state", state_name(c), "required",
-						      c->required, "detail", c->detail, "without",
-						      c->without, "grant", c->grant));
+		json_array_append_new(list,
+				      json_pack("{s:s, s:s, s:b, s:o, s:s, s:s}", "name", c->name,
+						"state", state_name(c), "required", c->required,
+						"detail", show_json_text(c->detail), "without",
+						c->without, "grant", c->grant));
 	}
 	json_t *all = json_pack("{s:b, s:s, s:s, s:I, s:o, s:s}", "can_snapshot",
 				!checks_failed(cs), "kernel", u->release, "arch", u->machine,

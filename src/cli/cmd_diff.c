@@ -139,9 +139,8 @@ static json_t *describe(const struct comparison *c, int side, size_t nr)
 	snprintf(end, sizeof(end), "0x%" PRIx64, g.end);
 	json_t *j = json_pack("{s:s,s:s,s:s,s:b}", "start", start, "end", end, "kind", g.kind,
 			      "gone", side == 0);
-	json_t *path = json_string(g.path);
 
-	json_object_set_new(j, "path", path ? path : json_string("?"));
+	json_object_set_new(j, "path", show_json_text(g.path));
 	for (int k = 0; k < NR_KINDS; k++) {
 		char key[24];
 
@@ -157,13 +156,12 @@ static int show_as_json(struct comparison *c)
 
 	for (int side = 0; side < 2; side++) {
 		struct usnap_info info;
-		json_t *name = json_string(c->args->file[side]);
 
 		usnap_image_get_info(c->img[side], &info, sizeof(info));
 		json_array_append_new(files,
-				      json_pack("{s:o,s:s,s:I}", "file", name ? name : json_null(),
-						"id", info.id, "t0_realtime_ns",
-						(json_int_t)info.t0_realtime_ns));
+				      json_pack("{s:o,s:s,s:I}", "file",
+						show_json_text(c->args->file[side]), "id", info.id,
+						"t0_realtime_ns", (json_int_t)info.t0_realtime_ns));
 		for (size_t i = 0; i < c->nr_regions[side]; i++)
 			if (any(&c->regions[side][i]))
 				json_array_append_new(regions, describe(c, side, i));

@@ -77,15 +77,11 @@ static void add_json(struct list *list, const char *name, const struct store_ima
 {
 	const struct store_image *image = &images->image[i];
 	json_t *needs = json_array(),
-	       *j = json_pack("{s:s, s:s, s:s, s:I, s:I, s:b, s:s}", "name", name, "id", image->id,
-			      "file", path, "t0_ms", (json_int_t)image->t0_ms, "file_bytes",
-			      (json_int_t)image->bytes, "readable", row->known && l->readable,
-			      "restores", restores(row, l));
+	       *j = json_pack("{s:o, s:s, s:o, s:I, s:I, s:b, s:s}", "name", show_json_text(name),
+			      "id", image->id, "file", show_json_text(path), "t0_ms",
+			      (json_int_t)image->t0_ms, "file_bytes", (json_int_t)image->bytes,
+			      "readable", row->known && l->readable, "restores", restores(row, l));
 
-	if (!j) { /* a path that is not UTF-8 */
-		json_decref(needs);
-		return;
-	}
 	json_object_set_new(j, "parent",
 			    l->parent >= 0 ? json_string(images->image[l->parent].id)
 					   : json_null());
@@ -228,10 +224,11 @@ static int finish(struct list *list)
 	char size[24];
 
 	if (list->json)
-		return cli_worse(list->worst,
-				 show_json(json_pack("{s:s, s:O, s:I}", "store",
-						     store_path(list->store), "images", list->rows,
-						     "file_bytes", (json_int_t)list->bytes)));
+		return cli_worse(
+			list->worst,
+			show_json(json_pack("{s:o, s:O, s:I}", "store",
+					    show_json_text(store_path(list->store)), "images",
+					    list->rows, "file_bytes", (json_int_t)list->bytes)));
 	if (!list->brief)
 		printf("%zu image%s, %s\n", list->nr, list->nr == 1 ? "" : "s",
 		       show_size(size, list->bytes));

@@ -157,9 +157,10 @@ static void add_json(struct prune *p, const struct prune_plan *v, const char *na
 
 	correct(images, v);
 	json_array_append_new(p->rows,
-			      json_pack("{s:s, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "name",
-					name, "dry_run", p->dry_run, "kept", (json_int_t)after.nr,
-					"removed", (json_int_t)(before.nr - after.nr), "merged",
+			      json_pack("{s:o, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "name",
+					show_json_text(name), "dry_run", p->dry_run, "kept",
+					(json_int_t)after.nr, "removed",
+					(json_int_t)(before.nr - after.nr), "merged",
 					(json_int_t)merged, "held", (json_int_t)v->held,
 					"file_bytes_before", (json_int_t)before.bytes, "file_bytes",
 					(json_int_t)after.bytes, "images", images));
@@ -425,9 +426,10 @@ static int run_prune(int argc, char **argv)
 	prune_names(&p, argv + optind, (size_t)(argc - optind), true);
 	prune_names(&p, all.name, all.nr, false);
 	if (p.json)
-		p.worst = cli_worse(p.worst,
-				    show_json(json_pack("{s:s, s:O}", "store", store_path(p.store),
-							"names", p.rows)));
+		p.worst =
+			cli_worse(p.worst, show_json(json_pack("{s:o, s:O}", "store",
+							       show_json_text(store_path(p.store)),
+							       "names", p.rows)));
 	json_decref(p.rows);
 	store_names_free(&all);
 	store_close(p.store);

@@ -149,18 +149,17 @@ static int print_json(const struct list *l)
 				      (int)row->ready, "heap_bytes", (json_int_t)row->heap_bytes,
 				      "running", row->taken.by != 0);
 
-		/* What is no UTF-8 is left out. */
 		if (*row->name)
-			json_object_set_new(j, "name", json_string(row->name));
-		json_object_set_new(j, "comm", json_string(row->stat.comm));
+			json_object_set_new(j, "name", show_json_text(row->name));
+		json_object_set_new(j, "comm", show_json_text(row->stat.comm));
 		if (line)
-			json_object_set_new(j, "command", json_string(line));
+			json_object_set_new(j, "command", show_json_text(line));
 		if (row->taken.by)
 			json_object_set_new(j, "running_pid", json_integer(row->taken.by));
 		if (row->taken.t0_ms) {
 			json_object_set_new(j, "last_t0_ms",
 					    json_integer((json_int_t)row->taken.t0_ms));
-			json_object_set_new(j, "last_file", json_string(row->taken.file));
+			json_object_set_new(j, "last_file", show_json_text(row->taken.file));
 		}
 		json_array_append_new(all, j);
 	}

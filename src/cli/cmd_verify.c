@@ -23,8 +23,9 @@ static void on_finding(void *ctx, uint64_t offset, const char *what)
 	struct verify_run *v = ctx;
 
 	if (v->json) {
-		json_array_append_new(v->findings, json_pack("{s:I,s:s}", "offset",
-							     (json_int_t)offset, "what", what));
+		json_array_append_new(v->findings,
+				      json_pack("{s:I,s:o}", "offset", (json_int_t)offset, "what",
+						show_json_text(what)));
 		return;
 	}
 	progress_end(&v->progress);
@@ -78,15 +79,14 @@ static int verify_file(struct verify_run *v, struct usnap_image *img)
 static json_t *describe(const struct verify_run *v, struct usnap_image *img, int code)
 {
 	struct usnap_info info = {0};
-	json_t *j = json_object(), *name = json_string(v->file);
+	json_t *j = json_object();
 
-	/* A name that is not UTF-8 cannot be in JSON: the order tells. */
-	json_object_set_new(j, "file", name ? name : json_null());
+	json_object_set_new(j, "file", show_json_text(v->file));
 	/* Of what could not be read nothing is known. */
 	json_object_set_new(j, "sound",
 			    code == EXIT_FAILED ? json_null() : json_boolean(code == EXIT_DONE));
 	if (code == EXIT_FAILED) {
-		json_object_set_new(j, "error", json_string(usnap_image_error(img)));
+		json_object_set_new(j, "error", show_json_text(usnap_image_error(img)));
 	} else if (usnap_image_get_info(img, &info, sizeof(info)) == 0) {
 		json_object_set_new(j, "id", json_string(info.id));
 		json_object_set_new(j, "pages", json_integer((json_int_t)info.nr_pages));

@@ -67,6 +67,38 @@ int show_json(json_t *j)
 	return EXIT_DONE;
 }
 
+/* How many bytes of s are one character; 0: none begins here. */
+static size_t character_len(const char *s)
+{
+	for (size_t len = 1; len <= 4 && s[len - 1]; len++) {
+		json_t *one = json_stringn(s, len);
+
+		if (one) {
+			json_decref(one);
+			return len;
+		}
+	}
+	return 0;
+}
+
+json_t *show_json_text(const char *text)
+{
+	static const char replacement[] = "\xef\xbf\xbd";
+	json_t *j = text ? json_string(text) : json_null();
+	cleanup_free char *valid = j ? NULL : malloc(3 * strlen(text) + 1);
+	char *to = valid;
+
+	if (j || !valid)
+		return j;
+	while (*text) {
+		size_t len = character_len(text);
+
+		to = len ? mempcpy(to, text, len) : stpcpy(to, replacement);
+		text += len ? len : 1;
+	}
+	return json_stringn(valid, (size_t)(to - valid));
+}
+
 bool show_parse_number(const char *text, uint64_t *ret)
 {
 	bool hex = text[0] == '0' && (text[1] == 'x' || text[1] == 'X');

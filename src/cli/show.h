@@ -26,6 +26,10 @@ void show_hex_line(const char *prefix, uint64_t addr, const unsigned char *p, si
 /* One JSON object and a newline; consumes the reference. Returns an exit code. */
 int show_json(json_t *j);
 
+/* A string of JSON, which is UTF-8: in names and paths there may be any bytes, and those that are not are
+ * replaced with U+FFFD. null for NULL; NULL: no memory. */
+json_t *show_json_text(const char *text);
+
 /* Unsigned decimal, or hex with 0x. False for anything else. */
 bool show_parse_number(const char *text, uint64_t *ret);
 

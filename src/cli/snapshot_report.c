@@ -12,8 +12,8 @@ static void print_json(FILE *out, const struct snapshot_run *run)
 {
 	const struct capture_stats *s = &run->stats;
 	json_t *j = json_pack(
-		"{s:i, s:s?, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:b, s:I, s:I}",
-		"pid", (int)run->pid, "file", run->path, "t0_realtime_ns",
+		"{s:i, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:b, s:I, s:I}",
+		"pid", (int)run->pid, "file", show_json_text(run->path), "t0_realtime_ns",
 		(json_int_t)s->t0_realtime_ns, "t0_monotonic_ns", (json_int_t)s->t0_monotonic_ns,
 		"pause_ns", (json_int_t)s->pause_ns, "elapsed_ns", (json_int_t)run->elapsed_ns,
 		"memory_bytes", (json_int_t)s->bytes_populated, "file_bytes",
@@ -24,7 +24,7 @@ static void print_json(FILE *out, const struct snapshot_run *run)
 	char *text;
 
 	if (j && *run->name)
-		json_object_set_new(j, "name", json_string(run->name));
+		json_object_set_new(j, "name", show_json_text(run->name));
 	if (j) {
 		json_object_set_new(j, "pages_new",
 				    json_integer((json_int_t)run->written.nr_pages_stored));
@@ -32,7 +32,7 @@ static void print_json(FILE *out, const struct snapshot_run *run)
 				    json_integer((json_int_t)run->written.nr_pages_referred));
 	}
 	if (j && run->full_because && *run->full_because)
-		json_object_set_new(j, "full_because", json_string(run->full_because));
+		json_object_set_new(j, "full_because", show_json_text(run->full_because));
 	text = j ? json_dumps(j, JSON_COMPACT) : NULL;
 	if (text)
 		fprintf(out, "%s\n", text);

@@ -196,6 +196,12 @@ if [ "$(id -u)" -eq 0 ] && "${strict[@]}" list >/dev/null 2>&1; then
 	usnap rm -q --all shut then
 fi
 
+odd=$'caf\xe9'
+exits 0 usnap snapshot --json "$a" --name "$odd"
+says out $'/caf\xef\xbf\xbd/'
+same 'a name that is not UTF-8' "$(usnap list --json "$odd" | jq -r '.images[0].name')" $'caf\xef\xbf\xbd'
+usnap rm -q --all "$odd"
+
 # --- a clock that was wrong -------------------------------------------------------------------
 
 faketime=$(find /usr/lib* -name libfaketimeMT.so.1 2>/dev/null | head -n 1)
