@@ -210,10 +210,15 @@ static int list_store(struct list *list, char **names, size_t nr, struct usnap_e
 		struct usnap_err why = {0};
 
 		r = list_name(list, names[i], &why);
-		if (r == -ENOENT && !given)
-			r = 0; /* removed meanwhile */
-		else if (r < 0)
+		if (r < 0 && !given) {
+			fflush(stdout);
+			/* Removed meanwhile; or it is told of, and the others are none the worse for it. */
+			if (r != -ENOENT)
+				list->worst = cli_worse(list->worst, msg_failure(&why));
+			r = 0;
+		} else if (r < 0) {
 			*err = why;
+		}
 	}
 	store_names_free(&all);
 	return r;

@@ -193,6 +193,11 @@ if [ "$(id -u)" -eq 0 ] && "${strict[@]}" list >/dev/null 2>&1; then
 	exits 1 "${strict[@]}" prune --keep-last 1 -n shut
 	says_not out damaged
 	chmod 600 store/shut/*.usnap
+	chmod 000 store/shut
+	exits 1 "${strict[@]}" list
+	says err 'Permission denied'
+	says out 'then@'
+	chmod 700 store/shut
 	usnap rm -q --all shut then
 fi
 
