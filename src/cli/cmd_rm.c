@@ -120,11 +120,13 @@ static int remove_from(const struct removal *rm, const char *name, char **whens,
 	struct store_lock *lock;
 	cleanup_free bool *remove = NULL;
 	size_t removed;
-	int r = store_lock(&lock, rm->store, name, STORE_REMOVE, NULL, err);
+	int r = store_lock(&lock, rm->store, name, rm->dry_run ? STORE_READ : STORE_REMOVE, NULL,
+			   err);
 
 	if (r < 0)
 		return r;
-	store_clean(store_lock_fd(lock));
+	if (!rm->dry_run)
+		store_clean(store_lock_fd(lock));
 	if ((r = store_scan(rm->store, name, &images, err)) < 0 ||
 	    (r = store_links_load(rm->store, name, &images, &links, err)) < 0)
 		goto out;

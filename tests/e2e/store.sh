@@ -281,6 +281,9 @@ if [ "$(id -u)" -eq 0 ] && unshare -m true 2>/dev/null; then
 		[ "$(readlink full/x/latest)" = "$(cd full/x && ls ./*.usnap | tail -n 1 | cut -c 3-)" ]
 		while : >full/y/fill.$n; do n=$((n + 1)); done 2>/dev/null
 		"$UFFD_SNAP" prune -q --keep-last 1 x 2>full.err
+		mount -o remount,ro full
+		"$UFFD_SNAP" rm -n x@latest 2>full.err
+		"$UFFD_SNAP" prune -n --keep-last 1 x 2>full.err
 	END
 	unshare -m bash full.sh "$a" || fail "on a full disk: $(cat full.err)"
 fi
