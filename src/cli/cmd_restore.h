@@ -20,6 +20,7 @@ struct restore_front {
 	int tty; /* the controlling terminal, when it was ours; or -1 */
 	bool has_modes; /* of the terminal, as we found it */
 	bool told_to_end; /* a signal was passed on that asks for it */
+	bool keeps_files; /* the standard ones: the process may be started again with them */
 	bool alone; /* on the terminal: no part of a pipeline */
 	struct termios modes;
 	pid_t lent_to; /* process group that has it, 0: none */

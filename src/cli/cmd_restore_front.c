@@ -192,7 +192,8 @@ bool front_wait(struct restore_front *f, struct restore_watch *w, pid_t pid,
 	}
 	if (*early)
 		restore_watch_signal(w, *early);
-	let_go_of_pipes(f);
+	if (!f->keeps_files)
+		let_go_of_pipes(f);
 	for (;;) {
 		struct pollfd p[] = {{.fd = signals, .events = POLLIN},
 				     {.fd = w->events, .events = POLLIN}};

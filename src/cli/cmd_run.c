@@ -225,7 +225,8 @@ static bool stand_in(const struct run_args *a, struct run_program *p, bool *ret_
 {
 	volatile sig_atomic_t early = 0;
 	struct supervisor v = {.program = *p};
-	struct restore_front f = {.tick = tick, .tick_arg = &v, .keep = keep};
+	struct restore_front f = {
+		.tick = tick, .tick_arg = &v, .keep = keep, .keeps_files = a->restart};
 	bool known, told_after = false;
 
 	front_begin(&f);

@@ -21,6 +21,12 @@ says err "cannot run './nonesuch': No such file or directory"
 exits 126 usnap run -- ./plain
 says err "cannot run './plain': Permission denied"
 same 'standard input' "$(echo in | usnap run cat)" in
+# Each start has them, a file and a pipe alike.
+printf 'one\ntwo\n' | usnap run --restart -- sh -c 'read -r l; echo "got $l"; [ "$l" = two ]' >out 2>err
+same 'output of two starts' "$(cat out)" $'got one\ngot two'
+same 'output of two starts in a pipe' \
+	"$(usnap run --restart -- sh -c 'echo begun; [ -e begun ] || { : >begun; exit 1; }' 2>pipe.err | cat)" \
+	$'begun\nbegun'
 exits 0 usnap run --every 5s --help
 says out 'usage: uffd-snap run'
 exits 0 usnap run sh -c 'echo "$1"' sh --help
