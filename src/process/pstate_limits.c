@@ -58,7 +58,20 @@ static bool pipe_has_other_end(const struct pstate *ps, const struct fd_state *f
 	return false;
 }
 
-static void limit_socket(json_t *l, const struct fd_state *f)
+/* A restore gives those to its own. */
+static bool is_standard(const struct pstate *ps, const struct fd_state *f)
+{
+	for (size_t i = 0; i < ps->files.n; i++) {
+		const struct fd_state *g = &ps->files.v[i];
+
+		if (g->fd <= STDERR_FILENO && g->kind == f->kind && g->has_stat && f->has_stat &&
+		    g->st.st_ino == f->st.st_ino)
+			return true;
+	}
+	return false;
+}
+
+static void limit_socket(const struct pstate *ps, json_t *l, const struct fd_state *f)
 {
 	char text[320];
 	bool connected;
@@ -70,8 +83,9 @@ static void limit_socket(json_t *l, const struct fd_state *f)
 			  "image",
 			  f->fd, text);
 	if (connected)
-		limit_add(l, "connected-socket", "note",
-			  "fd %d: %s; will come back closed by the peer", f->fd, text);
+		limit_add(
+			l, "connected-socket", "note", "fd %d: %s; will come back %s", f->fd, text,
+			is_standard(ps, f) ? "as what a restore has there" : "closed by the peer");
 	else if (f->sock && f->sock->has_rights)
 		limit_add(l, "descriptors-in-flight", "refuse",
 			  "fd %d: descriptors sent to the socket and not received yet", f->fd);
@@ -126,7 +140,7 @@ static void limit_file(const struct pstate *ps, json_t *l, const struct fd_state
 	if (f->kind == FD_NAMESPACE)
 		limit_add(l, "namespace", "note", "fd %d: %s", f->fd, f->link);
 	if (f->kind == FD_SOCKET)
-		limit_socket(l, f);
+		limit_socket(ps, l, f);
 	if (fd_is_deleted(f) && f->kind == FD_REGULAR && f->st.st_nlink)
 		limit_add(l, "deleted-file", "refuse",
 			  "fd %d: %s: the file has another name, which is not known", f->fd,

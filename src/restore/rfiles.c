@@ -225,6 +225,36 @@ static bool pipe_lies_outside(const struct rdesc *d)
 	return !closed && (!reads || !writes);
 }
 
+static bool has_socket(const struct rfiles *f, uint64_t inode)
+{
+	for (size_t i = 0; i < f->nr_descs; i++)
+		if (f->descs[i].kind == RFILE_SOCKET && f->descs[i].inode == inode)
+			return true;
+	return false;
+}
+
+static bool is_standard(const struct rfiles *f, const struct rdesc *d)
+{
+	for (int fd = 0; fd <= 2; fd++) {
+		const struct rslot *s = rfiles_slot(f, fd);
+
+		if (s && same_thing(d, &f->descs[s->desc]))
+			return true;
+	}
+	return false;
+}
+
+/* A connection that is a standard descriptor: to the journal, to an inetd. It leads to whoever started
+ * the process, as a pipe there does. Others are what the process talks through, and closed. */
+static bool socket_lies_outside(const struct rfiles *f, const struct rdesc *d)
+{
+	const char *type = json_string_value(json_object_get(d->more, "type"));
+
+	return d->kind == RFILE_SOCKET && type && strcmp(type, "dgram") != 0 &&
+	       json_is_true(json_object_get(d->more, "connected")) && is_standard(f, d) &&
+	       !has_socket(f, (uint64_t)json_integer_value(json_object_get(d->more, "peer_inode")));
+}
+
 static int replace_all_outside(struct rfiles *f, struct usnap_err *err)
 {
 	size_t n = f->nr_descs;
@@ -233,7 +263,8 @@ static int replace_all_outside(struct rfiles *f, struct usnap_err *err)
 	for (size_t i = 0; i < n && r == 0; i++) {
 		const struct rdesc *d = &f->descs[i];
 
-		if (d->how == RFILE_MADE && (pipe_lies_outside(d) || rtty_lies_outside(f, d)))
+		if (d->how == RFILE_MADE &&
+		    (pipe_lies_outside(d) || rtty_lies_outside(f, d) || socket_lies_outside(f, d)))
 			r = replace_outside(f, i, err);
 	}
 	return r;

@@ -102,6 +102,29 @@ for how in '' --pid-namespace; do
 	rm front.pid eof
 done
 
+# What the journal gives a service as its output is a connection.
+cat >journal.py <<'END'
+import socket, subprocess, sys
+ours, theirs = socket.socketpair()
+p = subprocess.Popen(sys.argv[1:], stdout=theirs, stderr=theirs)
+theirs.close()
+print(ours.recv(100).decode().strip(), p.pid, flush=True)
+p.wait()
+END
+start python3 journal.py python3 told.py
+# shellcheck disable=SC2154 # of lib.sh
+wait_until 20 grep -q '^ready' "$started_log"
+usnap snapshot -q --kill "$(sed -n 's/^ready //p' "$started_log")" -o journal.usnap
+exits 0 usnap restore --dry-run journal.usnap
+says out ': a Unix socket; will come back as what a restore has there'
+: >out
+start_restore journal.usnap >out 2>err
+within 20 _found || fail "not restored: $(cat err)"
+kill -USR1 "$front"
+wait_until 5 _says 'got SIGUSR1'
+kill -TERM "$front"
+ended 'a service' 7
+
 # In a namespace nothing outlives the restorer.
 front --pid-namespace
 within 20 _found --pid-namespace || fail "not restored: $(cat err)"

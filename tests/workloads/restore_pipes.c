@@ -9,6 +9,7 @@
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
@@ -138,14 +139,21 @@ static void pipe_outside(void)
 /* The restorer has a file as its standard error. */
 static void standard_outside(void)
 {
-	int err[2];
-	struct stat st;
+	int err[2], in[2], other[2], again;
+	struct stat st, same;
 
 	signal(SIGPIPE, SIG_IGN);
 	must(pipe(err) == 0 && dup2(err[1], STDERR_FILENO) == STDERR_FILENO);
 	must(close(err[1]) == 0);
-	work_hold_outside(err, 1);
+	must(socketpair(AF_UNIX, SOCK_STREAM, 0, in) == 0);
+	must(socketpair(AF_UNIX, SOCK_STREAM, 0, other) == 0);
+	must(dup2(in[1], STDIN_FILENO) == STDIN_FILENO && (again = dup(in[1])) >= 0);
+	must(close(in[1]) == 0);
+	work_hold_outside((int[]){err[0], in[0], other[0]}, 3);
 	work_wait();
+	must(fstat(STDIN_FILENO, &st) == 0 && fstat(again, &same) == 0);
+	must(!S_ISSOCK(st.st_mode) && st.st_dev == same.st_dev && st.st_ino == same.st_ino);
+	must(write(other[1], "x", 1) == -1 && errno == EPIPE);
 	must(fstat(STDERR_FILENO, &st) == 0);
 	if (!S_ISFIFO(st.st_mode)) {
 		must(S_ISREG(st.st_mode));
@@ -369,7 +377,7 @@ static const struct work works[] = {
 	{"pipe-ends", pipe_ends, "pipes whose other end is closed: end of file, EPIPE"},
 	{"pipe-outside", pipe_outside, "pipes whose other end others hold, as /dev/null"},
 	{"standard-outside", standard_outside,
-	 "standard descriptors that led to pipes of others, as the restorer's own"},
+	 "standard descriptors that led to pipes or connections of others, as the restorer's own"},
 	{"pipe-packets", pipe_packets, "pipes in packet mode (O_DIRECT) with their packets"},
 	{"fifo", fifo, "FIFOs with what is in them"},
 	{"eventfd", event_counter, "eventfds with their counts"},
