@@ -423,6 +423,7 @@ static int run(int argc, char **argv)
 		OPT_FD,
 		OPT_IGNORE,
 		OPT_ALLOW_CHANGED,
+		OPT_OWN_OUTPUT,
 		OPT_THREADS,
 		OPT_STORE,
 		OPT_PIDFILE,
@@ -437,6 +438,7 @@ static int run(int argc, char **argv)
 		{"fd", required_argument, NULL, OPT_FD},
 		{"ignore", required_argument, NULL, OPT_IGNORE},
 		{"allow-changed-files", no_argument, NULL, OPT_ALLOW_CHANGED},
+		{"own-output", no_argument, NULL, OPT_OWN_OUTPUT},
 		{"threads", required_argument, NULL, OPT_THREADS},
 		{"store", required_argument, NULL, OPT_STORE},
 		{"pidfile", required_argument, NULL, OPT_PIDFILE},
@@ -478,6 +480,9 @@ static int run(int argc, char **argv)
 			break;
 		case OPT_ALLOW_CHANGED:
 			a.o.allow_changed_files = true;
+			break;
+		case OPT_OWN_OUTPUT:
+			a.o.own_output = true;
 			break;
 		case OPT_THREADS:
 			if (!parse_number(optarg, 1, MAX_THREADS, &n))
@@ -531,6 +536,7 @@ const struct cli_command cmd_restore = {
 		"      --fd N=PATH      open PATH for descriptor N; 'inherit': the own one\n"
 		"      --ignore KIND    go on although this cannot come back\n"
 		"      --allow-changed-files  accept mapped and open files that have changed\n"
+		"      --own-output     write logs through the own descriptors 0 to 2\n"
 		"      --threads N      threads that decompress (default: one per CPU)\n"
 		"      --store DIR      the store, if not the usual one\n"
 		"      --pidfile FILE   write the PID of the process into FILE\n"

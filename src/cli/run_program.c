@@ -312,8 +312,9 @@ static enum outcome restore_one(const struct run_args *a, const char *ref, struc
 				int *ret_signal)
 {
 	char file[32];
-	const char *argv[RUN_MAX_PASSED + 16] = {"uffd-snap", "restore", "-q", "--pidfile", file};
-	size_t n = 5;
+	const char *argv[RUN_MAX_PASSED + 16] = {"uffd-snap",	 "restore",   "-q",
+						 "--own-output", "--pidfile", file};
+	size_t n = 6;
 	int pipe_[2];
 	struct procstat stat;
 

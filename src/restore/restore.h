@@ -42,6 +42,7 @@ struct restore_options {
 	bool detach; /* no terminal, no exit status: the process is nobody's child */
 	bool stopped; /* as after SIGSTOP */
 	bool allow_changed_files;
+	bool own_output; /* files written at 0 to 2: the restorer's own if the same there, or if lost */
 	const struct restore_fd *fds;
 	size_t nr_fds;
 	const char *const *ignore; /* kinds of problems that are to be no obstacle */

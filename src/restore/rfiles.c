@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 
 #include "common/util.h"
 #include "restore/rfiles_internal.h"
@@ -255,19 +256,64 @@ static bool socket_lies_outside(const struct rfiles *f, const struct rdesc *d)
 	       !has_socket(f, (uint64_t)json_integer_value(json_object_get(d->more, "peer_inode")));
 }
 
-static int replace_all_outside(struct rfiles *f, struct usnap_err *err)
+static bool is_own_file(const struct rdesc *d, int fd)
 {
-	size_t n = f->nr_descs;
-	int r = 0;
+	struct stat st;
 
-	for (size_t i = 0; i < n && r == 0; i++) {
+	return fstat(fd, &st) == 0 && st.st_ino == d->inode && major(st.st_dev) == d->dev_major &&
+	       minor(st.st_dev) == d->dev_minor;
+}
+
+/* A log: what was written since T0, by the process, by whoever restores it or by what rotates it, stays.
+ * What it reads is another matter: it goes on where it was, or not at all. */
+static int keep_output(struct restore *r, size_t desc, struct usnap_err *err)
+{
+	struct rfiles *f = r->files;
+	const struct rdesc *d = &f->descs[desc];
+	int own = -1, ret = 0;
+
+	if (!r->o->own_output || d->kind != RFILE_REGULAR || d->deleted || !rdesc_writes(d))
+		return 0;
+	bool lost = !rpath_is_as_it_was(d);
+	for (int fd = 0; fd <= 2 && ret == 0; fd++) {
+		struct rslot *s = (struct rslot *)rfiles_slot(f, fd);
+
+		if (!s || s->desc != desc || !may_inherit(f, fd) ||
+		    (fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDONLY || !(lost || is_own_file(d, fd)))
+			continue;
+		if (lost && !is_own_file(d, fd))
+			ret = rfile_problem(r, err, RESTORE_NOTE, "changed-file",
+					    "fd %d: '%s' is not as it was, and not written to", fd,
+					    d->path);
+		if (ret == 0)
+			ret = split(f, s, RFILE_INHERITED, NULL, fd, err);
+		if (own < 0)
+			own = fd;
+	}
+	if (own < 0)
+		return 0;
+	/* Its other numbers have the same offset. */
+	f->descs[desc].how = RFILE_INHERITED;
+	f->descs[desc].own = own;
+	return ret;
+}
+
+static int replace_all_outside(struct restore *r, struct usnap_err *err)
+{
+	struct rfiles *f = r->files;
+	size_t n = f->nr_descs;
+	int ret = 0;
+
+	for (size_t i = 0; i < n && ret == 0; i++) {
 		const struct rdesc *d = &f->descs[i];
 
 		if (d->how == RFILE_MADE &&
 		    (pipe_lies_outside(d) || rtty_lies_outside(f, d) || socket_lies_outside(f, d)))
-			r = replace_outside(f, i, err);
+			ret = replace_outside(f, i, err);
+		else if (d->how == RFILE_MADE)
+			ret = keep_output(r, i, err);
 	}
-	return r;
+	return ret;
 }
 
 /* ---- nodes -------------------------------------------------------------------- */
@@ -389,7 +435,7 @@ static int plan(struct restore *r, struct usnap_err *err)
 	f->detached = r->o->detach;
 	rtty_find_own(f, r->o->detach);
 	if ((ret = drop_unused(f, err)) < 0 || (ret = build_nodes(f, err)) < 0 ||
-	    (ret = replace_all_outside(f, err)) < 0 || (ret = drop_unused(f, err)) < 0 ||
+	    (ret = replace_all_outside(r, err)) < 0 || (ret = drop_unused(f, err)) < 0 ||
 	    (ret = build_nodes(f, err)) < 0 || (ret = runlinked_plan_all(r, err)) < 0 ||
 	    (ret = check_limit(r, err)) < 0)
 		return ret;

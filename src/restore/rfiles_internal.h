@@ -189,6 +189,8 @@ bool rfiles_may_raise_limit(int nr);
 /* ---- one per kind ---- */
 
 int rpath_plan(struct restore *r, struct rdesc *d, struct usnap_err *err);
+/* Nothing that rpath_plan() would find amiss. */
+bool rpath_is_as_it_was(const struct rdesc *d);
 int rpath_make(struct restore *r, struct rdesc *d, int *ret_fd, struct usnap_err *err);
 int rpath_plan_redirect(struct restore *r, struct rdesc *d, struct usnap_err *err);
 int rpath_make_redirect(struct rdesc *d, int *ret_fd, struct usnap_err *err);

@@ -63,11 +63,19 @@ static int64_t mtime_of(const struct stat *st)
 	return st->st_mtim.tv_sec * 1000000000ll + st->st_mtim.tv_nsec;
 }
 
+static bool has_changed(const struct rdesc *d, const struct stat *st)
+{
+	return st->st_size != d->size || mtime_of(st) != d->mtime_ns;
+}
+
+static bool is_another(const struct rdesc *d, const struct stat *st)
+{
+	return (uint64_t)st->st_ino != d->inode && has_changed(d, st);
+}
+
 static int check_content(struct restore *r, const struct rdesc *d, const struct stat *st,
 			 struct usnap_err *err)
 {
-	bool replaced = (uint64_t)st->st_ino != d->inode;
-	bool changed = st->st_size != d->size || mtime_of(st) != d->mtime_ns;
 	enum restore_severity severity = r->o->allow_changed_files ? RESTORE_NOTE : RESTORE_REFUSE;
 
 	if (is_pseudo_file(d->path))
@@ -77,11 +85,11 @@ static int check_content(struct restore *r, const struct rdesc *d, const struct 
 				     "fd %d: '%s' has %lld bytes, and had %lld when the snapshot "
 				     "was taken",
 				     d->fd, d->path, (long long)st->st_size, (long long)d->size);
-	if (changed && replaced)
+	if (is_another(d, st))
 		return rfile_problem(r, err, severity, "changed-file",
 				     "fd %d: '%s' is another file than when the snapshot was taken",
 				     d->fd, d->path);
-	if (changed)
+	if (has_changed(d, st))
 		return rfile_problem(r, err, RESTORE_NOTE, "written-file",
 				     "fd %d: '%s' was written since the snapshot was taken", d->fd,
 				     d->path);
@@ -97,12 +105,21 @@ static int suggest_another(struct restore *r, const struct rdesc *d, int ret, st
 	return ret < 0 ? usnap_fail_errno(err, ret, "cannot restore the descriptors") : 0;
 }
 
+static int wanted_access(const struct rdesc *d)
+{
+	return (rdesc_reads(d) ? R_OK : 0) | (rdesc_writes(d) ? W_OK : 0);
+}
+
+static bool may_open(const struct rdesc *d)
+{
+	return d->flags & O_PATH || faccessat(AT_FDCWD, d->path, wanted_access(d), AT_EACCESS) == 0;
+}
+
 static int check_permission(struct restore *r, const struct rdesc *d, struct usnap_err *err)
 {
-	int mode = (rdesc_reads(d) ? R_OK : 0) | (rdesc_writes(d) ? W_OK : 0);
-
-	if (d->flags & O_PATH || faccessat(AT_FDCWD, d->path, mode, AT_EACCESS) == 0)
+	if (may_open(d))
 		return 0;
+	int mode = wanted_access(d);
 	int ret = rfile_problem(r, err, RESTORE_FATAL, "no-permission",
 				"fd %d: '%s' cannot be opened for %s: %s", d->fd, d->path,
 				mode == (R_OK | W_OK) ? "reading and writing"
@@ -118,6 +135,16 @@ static bool same_type(const struct rdesc *d, const struct stat *st)
 		return false;
 	return (d->kind != RFILE_CHAR && d->kind != RFILE_BLOCK) ||
 	       (major(st->st_rdev) == d->rdev_major && minor(st->st_rdev) == d->rdev_minor);
+}
+
+bool rpath_is_as_it_was(const struct rdesc *d)
+{
+	struct stat st;
+
+	if (d->path[0] != '/' || lstat(d->path, &st) < 0 || !same_type(d, &st) || !may_open(d))
+		return false;
+	return d->kind != RFILE_REGULAR || is_pseudo_file(d->path) ||
+	       (st.st_size >= d->size && !is_another(d, &st));
 }
 
 int rpath_plan(struct restore *r, struct rdesc *d, struct usnap_err *err)
@@ -191,9 +218,7 @@ int rpath_make(struct restore *r, struct rdesc *d, int *ret_fd, struct usnap_err
 
 int rpath_plan_redirect(struct restore *r, struct rdesc *d, struct usnap_err *err)
 {
-	int mode = (rdesc_reads(d) ? R_OK : 0) | (rdesc_writes(d) ? W_OK : 0);
-
-	if (faccessat(AT_FDCWD, d->redirect, mode, AT_EACCESS) == 0)
+	if (faccessat(AT_FDCWD, d->redirect, wanted_access(d), AT_EACCESS) == 0)
 		return 0;
 	int code = -errno;
 	usnap_fail_errno(err, code, "cannot open '%s' as descriptor %d", d->redirect, d->fd);

@@ -247,6 +247,80 @@ same 'brought back' "$(grep -c "brought back 'fails@" fails.err)" 3
 kill -TERM $run
 wait $run || fail "status $?: $(cat fails.err)"
 
+# ---- a log ----------------------------------------------------------------------------------------
+
+cat >logs.py <<'END'
+import os, time
+if os.path.exists("own.log"): os.dup2(os.open("own.log", os.O_WRONLY | os.O_APPEND), 1)
+open("logs.pid", "w").write("%d\n" % os.getpid())
+n = 0
+while True:
+    n += 1
+    os.write(1, b"line %d\n" % n)
+    time.sleep(0.01)
+END
+nr_lines() { grep -c '^line' "$1" || true; }
+_lines() { [ "$(nr_lines "$1")" -ge "$2" ]; }
+logs() {
+	exec "$UFFD_SNAP" run --name logs --restore-or-start --restart -- python3 logs.py 2>>logs.err </dev/null
+}
+# logging FILE: it runs, is to write to FILE, and does.
+logging() {
+	run=$!
+	adopt $run
+	wait_until 20 _lines "$1" $(($(nr_lines "$1") + 5))
+}
+# again FILE: killed, it comes back, and writes to FILE.
+nr_back() { grep -c "brought back 'logs@" logs.err || true; }
+_back_times() { [ "$(nr_back)" -eq "$1" ]; }
+again() {
+	local nr
+	nr=$(nr_back)
+	kill -KILL "$program"
+	wait_until 20 _back_times $((nr + 1))
+	program=$(sed -n "s/.*brought back.* as process //p" logs.err | tail -n 1)
+	adopt "$program"
+	wait_until 10 _lines "$1" $(($(nr_lines "$1") + 5))
+}
+stopped() {
+	kill -TERM $run
+	wait $run || true
+}
+: >logs.err
+# A file that does not append: nothing of after T0 is written over.
+: >prog.log
+logs >prog.log &
+logging prog.log
+program=$(cat logs.pid)
+adopt "$program"
+usnap snapshot -q "$program" --name logs
+wait_until 10 _lines prog.log 100
+again prog.log
+head -n 100 prog.log | cmp - <(seq -f 'line %g' 100) || fail 'lines were written over'
+# Rotated, by a copy, and by another name with a new file in its place.
+: >prog.log
+again prog.log
+mv prog.log prog.log.1
+: >prog.log
+again prog.log.1
+stopped
+logs >>prog.log &
+logging prog.log
+stopped
+same 'brought back' "$(nr_back)" 4
+# Where the program itself had sent it.
+usnap rm -q --all logs
+: >own.log
+: >prog.log
+logs >>prog.log &
+logging own.log
+program=$(cat logs.pid)
+adopt "$program"
+usnap snapshot -q "$program" --name logs
+again own.log
+stopped
+same 'in the log of run' "$(cat prog.log)" ''
+
 # ---- a stop from the terminal ---------------------------------------------------------------
 
 # The target would be stopped with it, at its next write.
