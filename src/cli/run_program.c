@@ -458,6 +458,31 @@ static enum outcome try_each(const struct run_args *a, const struct store *store
 	return unfit || !dir ? FAILED : DAMAGED;
 }
 
+/* Whoever removes images is waited for, unless a signal that wants an end comes first: they are blocked,
+ * and would not interrupt flock(2). */
+static int lock_images(struct store_lock **ret, struct store *store, const char *name,
+		       int *ret_signal, struct usnap_err *err)
+{
+	const struct store_lock_options o = {.no_wait = true};
+	const struct timespec moment = {.tv_nsec = 100 * 1000 * 1000};
+	sigset_t set;
+	int r;
+
+	run_signals(&set);
+	sigdelset(&set, SIGCHLD);
+	sigdelset(&set, SIGUSR1);
+	while ((r = store_lock(ret, store, name, STORE_READ, &o, err)) == -EBUSY) {
+		int sig = sigtimedwait(&set, NULL, &moment);
+
+		*err = (struct usnap_err){0};
+		if (sig > 0) {
+			*ret_signal = sig;
+			return -ECANCELED;
+		}
+	}
+	return r;
+}
+
 int run_program_restore(const struct run_args *a, struct run_program *ret, bool *ret_found,
 			int *ret_signal)
 {
@@ -472,7 +497,7 @@ int run_program_restore(const struct run_args *a, struct run_program *ret, bool 
 	*ret_found = false;
 	*ret_signal = 0;
 	if (r == 0)
-		r = store_lock(&lock, store, a->name, STORE_READ, NULL, &err);
+		r = lock_images(&lock, store, a->name, ret_signal, &err);
 	if (r == 0 && (r = store_scan(store, a->name, &images, &err)) == 0)
 		r = store_links_load(store, a->name, &images, &links, &err);
 	if (r == 0)
@@ -484,6 +509,8 @@ int run_program_restore(const struct run_args *a, struct run_program *ret, bool 
 	store_images_free(&images);
 	store_unlock(lock);
 	store_close(store);
+	if (r == -ECANCELED)
+		return EXIT_FAILED;
 	if (r < 0 && r != -ENOENT)
 		return msg_failure(&err);
 	if (o == FAILED) {

@@ -213,6 +213,22 @@ program=$(sed -n "s/.*brought back.* as process //p" counts.err | tail -n 1)
 adopt "$program"
 kill -TERM $run
 wait $run || fail "status $?: $(cat counts.err)"
+# Told to end while somebody removes images, it does not wait for that, and starts nothing.
+start flock -F -x store/counts/.in-use sh -c 'echo locked; exec sleep 1000'
+# shellcheck disable=SC2154 # of lib.sh
+wait_until 10 grep -q locked "$started_log"
+"$UFFD_SNAP" run --name counts --restore-or-start -- touch begun 2>>counts.err </dev/null &
+run=$!
+adopt $run
+wait_until 10 grep -q '^SigBlk:.*[1-9a-f]' /proc/$run/status
+kill -TERM $run
+_ended() { ! alive $run; }
+wait_until 10 _ended
+status=0
+wait $run || status=$?
+same 'status while it waits' $status 143
+stop "$started"
+[ ! -e begun ] || fail 'started all the same'
 usnap rm -q --all counts
 [ ! -e store/counts ] || fail "what is left: $(ls -A store/counts)"
 
