@@ -438,9 +438,32 @@ void registry_end(int fd, uint64_t t0_ms, const char *file)
 
 /* ---- who runs ------------------------------------------------------------------------------ */
 
+/* The path that it will have once it is made: the first snapshot does that, while a run has the name
+ * already. The caller frees; NULL: none. */
+static char *real_store(const char *store)
+{
+	cleanup_free char *parent = strdup(store), *above = NULL;
+	char *path = realpath(store, NULL), *slash;
+
+	if (path || errno != ENOENT || !parent)
+		return path;
+	for (size_t len = strlen(parent); len && parent[len - 1] == '/'; len--)
+		parent[len - 1] = '\0';
+	slash = strrchr(parent, '/');
+	if (!slash)
+		return NULL;
+	*slash = '\0';
+	if (!strcmp(slash + 1, "."))
+		return real_store(parent);
+	above = *parent ? real_store(parent) : strdup("");
+	if (!above || asprintf(&path, "%s/%s", strcmp(above, "/") ? above : "", slash + 1) < 0)
+		return NULL;
+	return path;
+}
+
 static void run_file(const char *store, const char *name, char file[NAME_MAX + 1])
 {
-	cleanup_free char *path = realpath(store, NULL);
+	cleanup_free char *path = real_store(store);
 
 	if (path)
 		store = path;

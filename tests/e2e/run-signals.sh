@@ -232,6 +232,20 @@ stop "$started"
 usnap rm -q --all counts
 [ ! -e store/counts ] || fail "what is left: $(ls -A store/counts)"
 
+# So it has before there is a store, however that is written.
+mkdir real
+ln -s real link
+there=(--name there --restore-or-start)
+"$UFFD_SNAP" run "${there[@]}" --store link//./new/store/ -- sh -c ': >there; exec sleep 1000' 2>there.err </dev/null &
+run=$!
+adopt $run
+wait_until 10 test -e there
+mkdir -p real/new/store
+exits 1 usnap run "${there[@]}" --store real/new/store -- true
+says err "another 'run' has this name"
+kill -TERM $run
+wait $run || true
+
 # ---- an image of what is about to fail ------------------------------------------------------------
 
 cat >fails.py <<'END'
