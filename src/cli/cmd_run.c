@@ -273,12 +273,14 @@ static int bring_up(const struct run_args *a, struct run_program *p, bool *ret_t
 		sigprocmask(SIG_UNBLOCK, &set, NULL);
 	}
 	if (code == 0 && !found) {
+		bool distrusts = p->distrusts;
+
 		if (a->restore_or_start && !a->quiet)
-			msg_info("there is no image of '%s': starting it%s", a->name,
+			msg_info("there is no image of '%s'%s: starting it%s", a->name,
+				 distrusts ? " that is whole" : "",
 				 a->every_s || a->on_signal
 					 ? ""
 					 : "; without --every, others have to take one");
-		bool distrusts = p->distrusts;
 
 		code = run_program_start(a, p);
 		p->distrusts = distrusts;

@@ -350,6 +350,12 @@ usnap snapshot -q "$program" --name logs
 again own.log
 stopped
 same 'in the log of run' "$(cat prog.log)" ''
+# Damaged is not missing.
+file=$(usnap list --json logs | jq -r '.images[-1].file')
+printf XXXXXXXXXXXXXXXX | dd of="$file" bs=1 seek=$(($(stat -c %s "$file") / 2)) conv=notrunc status=none
+exits 0 usnap run --name logs --restore-or-start -- true
+says err "skipped: 'logs@"
+says err "there is no image of 'logs' that is whole: starting it"
 
 # ---- a stop from the terminal ---------------------------------------------------------------
 
