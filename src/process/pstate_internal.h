@@ -75,6 +75,13 @@ struct thread_prep {
 	struct wait_note wait;
 	bool wait_known; /* it is of a time when the thread had not been stopped by us */
 	int blocks_fd;
+	unsigned apart; /* what it does not share with the process (pstate_apart.c) */
+};
+
+/* What /proc/PID/ns/NAME says. */
+typedef char ns_link[48];
+enum {
+	NR_THREAD_NAMESPACES = 7
 };
 
 /* A wait that the stop has interrupted, as far as memory tells. */
@@ -298,6 +305,8 @@ struct pstate {
 	json_t *namespaces, *clock_offsets;
 	struct process_facts facts;
 	uid_t proc_uid;
+	pid_t like; /* the thread that others are compared with, or 0 */
+	ns_link like_ns[NR_THREAD_NAMESPACES];
 	struct fd_table prepared;
 	struct sock_diag *diag;
 	size_t nr_diag;
@@ -347,6 +356,10 @@ json_t *creds_json(const char *status);
 int threads_reserve(struct pstate *ps, size_t n);
 void threads_forget(struct pstate *ps); /* what was collected */
 void threads_free(struct pstate *ps);
+
+/* pstate_apart.c: before the freeze, and afterwards */
+void apart_prepare(struct pstate *ps);
+void limit_apart(const struct pstate *ps, json_t *list);
 
 /* pstate_waits.c */
 void wait_prepare(struct pstate *ps, struct thread_prep *p, struct wait_clocks *clocks);

@@ -331,6 +331,7 @@ json_t *limits_of_restore_json(const struct pstate *ps)
 
 	limit_process(ps, l);
 	limit_threads(ps, l);
+	limit_apart(ps, l);
 	limit_maps(ps, l);
 	limit_unlinked(ps, l);
 	for (size_t i = 0; i < ps->files.n; i++)

@@ -122,6 +122,7 @@ int threads_prepare(struct pstate *ps)
 			return r;
 	}
 	qsort(ps->preps, ps->nr_preps, sizeof(*ps->preps), compare_tid); /* tid comes first */
+	apart_prepare(ps);
 	return 0;
 }
 

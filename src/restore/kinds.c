@@ -42,6 +42,7 @@ const char *const kinds[] = {
 	"socket-filter",
 	"socket-protocol",
 	"socket-unknown",
+	"thread-context",
 	"thread-details",
 	"unknown-descriptor",
 	"userfaultfd",

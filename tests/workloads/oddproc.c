@@ -9,6 +9,7 @@
  *	vfork           one thread waits for a vfork()ed child that sleeps
  *	dead-leader     the first thread has ended, another one lives
  *	setuid UID      sleeps as another user
+ *	apart FLAGS     a second thread has left what unshare(FLAGS) says
  *
  * Prints "ready" when it is what it shall be. Before exec and exit, 32 MiB
  * are filled and written all the time.
@@ -17,6 +18,7 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -128,10 +130,19 @@ static void *other_thread(void *arg)
 	return NULL;
 }
 
+static void *apart_thread(void *arg)
+{
+	if (unshare((int)(intptr_t)arg))
+		die("unshare");
+	ready();
+	sleep_forever();
+	return NULL;
+}
+
 int main(int argc, char **argv)
 {
 	const char *kind = argc > 1 ? argv[1] : "";
-	long arg = argc > 2 ? atol(argv[2]) : 0;
+	long arg = argc > 2 ? strtol(argv[2], NULL, 0) : 0;
 	pthread_t t;
 
 	if (!strcmp(kind, "zombie")) {
@@ -154,6 +165,9 @@ int main(int argc, char **argv)
 	} else if (!strcmp(kind, "setuid")) {
 		if (setgid((gid_t)arg) || setuid((uid_t)arg))
 			die("change the user");
+	} else if (!strcmp(kind, "apart")) {
+		pthread_create(&t, NULL, apart_thread, (void *)(intptr_t)arg);
+		sleep_forever();
 	} else if (strcmp(kind, "quiet") != 0) {
 		fprintf(stderr, "usage: oddproc KIND [ARG]\n");
 		return 2;
