@@ -27,7 +27,7 @@ static const char *const kind_names[] = {
 	[FD_INOTIFY] = "inotify", [FD_FANOTIFY] = "fanotify", [FD_PIDFD] = "pidfd",
 	[FD_UFFD] = "uffd",	  [FD_IO_URING] = "io_uring", [FD_BPF] = "bpf",
 	[FD_PERF] = "perf",	  [FD_KVM] = "kvm",	      [FD_NAMESPACE] = "namespace",
-	[FD_OTHER] = "other",
+	[FD_MQUEUE] = "mqueue",	  [FD_OTHER] = "other",
 };
 
 const char *fd_kind_name(enum fd_kind kind)
@@ -97,15 +97,19 @@ enum fd_kind fd_classify(const char *link, const struct stat *st)
 	return FD_OTHER;
 }
 
-bool fd_is_deleted(const struct fd_state *f)
+bool path_says_deleted(const char *path)
 {
 	static const char suffix[] = " (deleted)";
-	size_t len = strlen(f->link);
+	size_t len = strlen(path);
 
+	return len >= sizeof(suffix) && !strcmp(path + len - (sizeof(suffix) - 1), suffix);
+}
+
+bool fd_is_deleted(const struct fd_state *f)
+{
 	return f->has_stat &&
 	       (f->kind == FD_REGULAR || f->kind == FD_DIRECTORY || f->kind == FD_FIFO) &&
-	       (f->st.st_nlink == 0 || (len > sizeof(suffix) - 1 &&
-					!strcmp(f->link + len - (sizeof(suffix) - 1), suffix)));
+	       (f->st.st_nlink == 0 || path_says_deleted(f->link));
 }
 
 /* ---- in the freeze ------------------------------------------------------- */

@@ -22,6 +22,7 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "common/io.h"
@@ -70,6 +71,25 @@ static struct fd_state *table_add(struct fd_table *t, int fd)
 	return &t->v[t->n++];
 }
 
+#ifndef MQUEUE_MAGIC
+#define MQUEUE_MAGIC 0x19800202
+#endif
+#define MQUEUE_TEXT_BYTES 80 /* of any of its files (FILENT_SIZE of ipc/mqueue.c) */
+
+/* Of mq_open(3): the mount is the kernel's own, and the path "/NAME". Only what looks like it has its
+ * file system asked, for that of a network can take long to answer. */
+static bool is_message_queue(const struct pstate *ps, const struct fd_state *f)
+{
+	char path[64];
+	struct statfs sf;
+
+	if (f->kind != FD_REGULAR || !f->has_stat || major(f->st.st_dev) != 0 ||
+	    f->st.st_size != MQUEUE_TEXT_BYTES || strrchr(f->link, '/') != f->link)
+		return false;
+	snprintf(path, sizeof(path), "/proc/self/fd/%d/%d", ps->fd_dir, f->fd);
+	return statfs(path, &sf) == 0 && sf.f_type == MQUEUE_MAGIC;
+}
+
 static int look_at(const struct pstate *ps, struct fd_state *f)
 {
 	char name[16];
@@ -83,6 +103,8 @@ static int look_at(const struct pstate *ps, struct fd_state *f)
 	f->link = link;
 	f->has_stat = fstatat(ps->fd_dir, name, &f->st, 0) == 0;
 	f->kind = fd_classify(f->link, f->has_stat ? &f->st : NULL);
+	if (is_message_queue(ps, f))
+		f->kind = FD_MQUEUE;
 	return 0;
 }
 

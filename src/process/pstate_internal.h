@@ -170,6 +170,7 @@ enum fd_kind {
 	FD_BLOCK,
 	FD_SOCKET,
 	FD_MEMFD,
+	FD_MQUEUE,
 	FD_EVENTFD,
 	FD_EPOLL,
 	FD_TIMERFD,
@@ -432,6 +433,7 @@ json_t *fd_json(struct pstate *ps, struct fd_state *f);
 const char *fd_kind_name(enum fd_kind kind);
 enum fd_kind fd_classify(const char *link, const struct stat *st);
 bool fd_is_deleted(const struct fd_state *f);
+bool path_says_deleted(const char *path);
 void fd_free(struct fd_state *f);
 
 /* pstate_epoll.c: before the freeze, and afterwards */
@@ -443,6 +445,9 @@ json_t *inotify_json(const struct pstate *ps, const struct fd_state *f, const ch
 
 /* pstate_mapped.c */
 json_t *mapped_json(const struct pstate *ps);
+
+/* pstate_hidden.c: afterwards */
+void limit_hidden(const struct pstate *ps, json_t *list);
 
 /* pstate_unlinked.c */
 json_t *unlinked_json(const struct pstate *ps);

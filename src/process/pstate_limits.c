@@ -124,6 +124,7 @@ static void limit_file(const struct pstate *ps, json_t *l, const struct fd_state
 		{FD_UFFD, "userfaultfd", "a userfaultfd"},
 		{FD_FANOTIFY, "fanotify", "a fanotify group"},
 		{FD_BLOCK, "block-device", "a block device held open"},
+		{FD_MQUEUE, "message-queue", "a POSIX message queue"},
 		{FD_OTHER, "unknown-descriptor", "of a kind that is not known"},
 	};
 
@@ -171,14 +172,6 @@ static void limit_file(const struct pstate *ps, json_t *l, const struct fd_state
 	if (f->kind == FD_CHAR && strstr(f->link, "/infiniband/"))
 		limit_add(l, "rdma", "consistency", "fd %d: RDMA writes past the protection",
 			  f->fd);
-}
-
-static bool ends_deleted(const char *path)
-{
-	static const char suffix[] = " (deleted)";
-	size_t len = strlen(path);
-
-	return len >= sizeof(suffix) && !strcmp(path + len - (sizeof(suffix) - 1), suffix);
 }
 
 static void limit_maps(const struct pstate *ps, json_t *l)
@@ -307,7 +300,7 @@ static void limit_process(const struct pstate *ps, json_t *l)
 {
 	limit_namespaces(ps, l);
 	limit_init(ps, l);
-	if (ends_deleted(ps->cwd))
+	if (path_says_deleted(ps->cwd))
 		limit_add(l, "deleted-directory", "refuse", "its working directory %s", ps->cwd);
 	if (ps->children && strspn(ps->children, " ") != strlen(ps->children)) {
 		size_t len = strlen(ps->children);
@@ -323,8 +316,8 @@ static void limit_process(const struct pstate *ps, json_t *l)
 			  "offset cannot be told");
 }
 
-/* SysV semaphore adjustments, POSIX message queues and the like leave no
- * trace in /proc; those that map or hold something do. */
+/* SysV semaphore adjustments and the like leave no trace in /proc; those that
+ * map or hold something do. */
 json_t *limits_of_restore_json(const struct pstate *ps)
 {
 	json_t *l = json_array();
@@ -334,6 +327,7 @@ json_t *limits_of_restore_json(const struct pstate *ps)
 	limit_apart(ps, l);
 	limit_maps(ps, l);
 	limit_unlinked(ps, l);
+	limit_hidden(ps, l);
 	for (size_t i = 0; i < ps->files.n; i++)
 		limit_file(ps, l, &ps->files.v[i]);
 	return l;

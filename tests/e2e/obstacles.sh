@@ -2,7 +2,7 @@
 # What a restore would refuse is known when the image is taken: info says it, and snapshot --kill lets the process run.
 . "$(dirname "$0")/../lib.sh"
 
-need jq
+need jq python3
 
 # stays KIND TEXT [COUNT]: --kill spares the process that was started, for KIND, and the image says TEXT.
 stays() {
@@ -26,3 +26,53 @@ if unshare -u true 2>/dev/null; then
 	start_workload oddproc apart 0x4000000
 	stays thread-context 'namespaces'
 fi
+
+echo 'A message queue'
+# In namespaces of their own, which end with the process, and what was made in them.
+if ! unshare -im true 2>/dev/null; then
+	echo 'no other namespaces can be made: the rest is left out'
+	exit 0
+fi
+cat >queue.py <<'PY'
+import ctypes, os, time
+assert ctypes.CDLL("librt.so.1").mq_open(b"/q", os.O_RDWR | os.O_CREAT, 0o600, None) >= 0
+print("ready", flush=True)
+time.sleep(300)
+PY
+start unshare -i python3 queue.py
+wait_until 20 grep -q ready "$started_log"
+stays message-queue '/q'
+
+echo 'Paths that lead elsewhere'
+cat >hidden.py <<'PY'
+import ctypes, os, sys, time
+what = sys.argv[1]
+libc = ctypes.CDLL(None, use_errno=True)
+def must(r):
+    if r != 0:
+        raise OSError(ctypes.get_errno(), what)
+def mount(path):
+    os.makedirs(path, exist_ok=True)
+    must(libc.mount(b"none", path.encode(), b"tmpfs", 0, None))
+mount("under")
+open("under/data", "w").write("data")
+f = open("under/data")
+if what == "cwd":
+    f.close()
+    os.chdir("under")
+if what == "covered":
+    mount("under")
+else:
+    must(libc.umount2(b"under" if what == "file" else b"../under", 2))
+print("ready", flush=True)
+time.sleep(300)
+PY
+# hidden WHAT TEXT: TEXT as the kernel has it, from the top of the mount where that is gone.
+hidden() {
+	start unshare -m python3 hidden.py "$1"
+	wait_until 20 grep -q ready "$started_log"
+	stays hidden-file "$2"
+}
+hidden covered "fd 3: $PWD/under/data"
+hidden file 'fd 3: /data'
+hidden cwd 'working directory /:'
