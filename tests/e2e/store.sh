@@ -182,10 +182,10 @@ exits 3 usnap restore --dry-run "mine@$(basename "$mine" .usnap | cut -d- -f2)"
 exits 0 usnap rm --all mine theirs
 
 # One that may not be read is not called damaged.
-strict=(setpriv --bounding-set=-dac_override,-dac_read_search --inh-caps=-all "$UFFD_SNAP")
+strict=(setpriv "--bounding-set=-dac_override,-dac_read_search" --inh-caps=-all "$UFFD_SNAP")
 if [ "$(id -u)" -eq 0 ] && "${strict[@]}" list >/dev/null 2>&1; then
 	usnap snapshot -q "$a" --name shut
-	usnap snapshot -q "$a" --name then
+	usnap snapshot -q "$a" --name zest
 	chmod 000 store/shut/*.usnap
 	exits 1 "${strict[@]}" list
 	says out unknown
@@ -196,9 +196,9 @@ if [ "$(id -u)" -eq 0 ] && "${strict[@]}" list >/dev/null 2>&1; then
 	chmod 000 store/shut
 	exits 1 "${strict[@]}" list
 	says err 'Permission denied'
-	says out 'then@'
+	says out 'zest@'
 	chmod 700 store/shut
-	usnap rm -q --all shut then
+	usnap rm -q --all shut zest
 fi
 
 odd=$'caf\xe9'
@@ -217,7 +217,7 @@ if [ -n "$faketime" ]; then
 	usnap snapshot -q $c --name wrong
 	LD_PRELOAD=$faketime DONT_FAKE_MONOTONIC=1 NO_FAKE_STAT=1 FAKETIME=+400d usnap snapshot -q $c --name wrong
 	usnap snapshot -q $c --name wrong
-	ids=($(usnap list --json wrong | jq -r '.images[].id'))
+	mapfile -t ids < <(usnap list --json wrong | jq -r '.images[].id')
 	exits 0 usnap info wrong
 	says out "${ids[1]}"
 	exits 0 usnap info "wrong@${ids[2]:0:8}"
