@@ -62,15 +62,38 @@ static int get_nice(const struct parse *p, const json_t *root, int *ret)
 	return r;
 }
 
+/* The bytes, where an argument is no UTF-8: each of them ended by a NUL. */
+static int get_raw_args(const struct parse *p, const char *hex, char *buf, size_t room)
+{
+	size_t bytes = strlen(hex) / 2, n = bytes < room - 1 ? bytes : room - 1;
+
+	for (size_t i = 0; i < n; i++) {
+		int hi = core_hex_digit(hex[2 * i]), lo = core_hex_digit(hex[2 * i + 1]);
+
+		if (hi < 0 || lo < 0)
+			return bad_member(p, "cmdline_hex");
+		buf[i] = (char)(hi << 4 | lo);
+		if (!buf[i])
+			buf[i] = ' ';
+	}
+	if (n && n == bytes && buf[n - 1] == ' ')
+		n--;
+	buf[n] = '\0';
+	return 0;
+}
+
 /* Arguments separated by blanks, as far as they fit. */
 static int get_args(const struct parse *p, const json_t *root, char *buf, size_t room)
 {
 	const json_t *cmdline = json_object_get(root, "cmdline");
+	const char *hex = json_string_value(json_object_get(root, "cmdline_hex"));
 	size_t used = 0;
 
 	buf[0] = '\0';
 	if (cmdline && !json_is_array(cmdline) && !json_is_null(cmdline))
 		return bad_member(p, "cmdline");
+	if (hex)
+		return get_raw_args(p, hex, buf, room);
 	for (size_t i = 0; i < json_array_size(cmdline) && used < room - 1; i++) {
 		const char *arg = json_string_value(json_array_get(cmdline, i));
 		if (!arg)

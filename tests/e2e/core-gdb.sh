@@ -118,3 +118,10 @@ address=$(gdb -nx -batch -ex 'print &demo_data_kept' "$demo" "ours.core" 2>/dev/
 gdb -nx -batch -ex 'set sysroot /nonexistent' -ex 'core-file ours.core' -ex "x/xw $address" \
 	>alone.txt 2>&1
 says alone.txt 0x0badcafe
+
+# An argument that is no UTF-8 is no damage.
+start bash -c 'exec -a "$1" sleep 300' - $'sl\xe9'
+wait_until 20 grep -q sleep "/proc/$started/comm"
+usnap snapshot -q -o latin.usnap "$started"
+usnap core -o latin.core latin.usnap
+LC_ALL=C grep -aq $'sl\xe9 300' latin.core || fail 'its arguments are not in the core file'

@@ -311,6 +311,18 @@ Test(core, process_json_gives_what_prpsinfo_says)
 	json_decref(root);
 }
 
+Test(core, arguments_that_are_no_utf8_are_taken_as_bytes)
+{
+	struct core_process_facts f;
+	json_t *root;
+
+	cr_assert_eq(parse(&f, &root,
+			   "{\"pid\":7,\"cmdline\":[null,\"9\"],\"cmdline_hex\":\"736ce9003900\"}"),
+		     0);
+	cr_assert_str_eq(f.process.args, "sl\xe9 9");
+	json_decref(root);
+}
+
 Test(core, process_json_of_the_wrong_kind_is_refused)
 {
 	static const char *const wrong[] = {
@@ -324,6 +336,8 @@ Test(core, process_json_of_the_wrong_kind_is_refused)
 		"{\"pid\":7,\"comm\":[]}",
 		"{\"pid\":7,\"cmdline\":{}}",
 		"{\"pid\":7,\"cmdline\":[7]}",
+		"{\"pid\":7,\"cmdline\":[null]}",
+		"{\"pid\":7,\"cmdline\":[null],\"cmdline_hex\":\"7x\"}",
 		"{\"pid\":7,\"mm\":{\"auxv\":7}}",
 		"{\"pid\":7,\"creds\":{\"uid\":[-1]}}",
 		"{\"pid\":7,\"threads\":[{\"sched\":{\"nice\":300}}]}",
