@@ -27,7 +27,7 @@ static const char *const kind_names[] = {
 	[FD_INOTIFY] = "inotify", [FD_FANOTIFY] = "fanotify", [FD_PIDFD] = "pidfd",
 	[FD_UFFD] = "uffd",	  [FD_IO_URING] = "io_uring", [FD_BPF] = "bpf",
 	[FD_PERF] = "perf",	  [FD_KVM] = "kvm",	      [FD_NAMESPACE] = "namespace",
-	[FD_MQUEUE] = "mqueue",	  [FD_OTHER] = "other",
+	[FD_MQUEUE] = "mqueue",	  [FD_SYMLINK] = "symlink",   [FD_OTHER] = "other",
 };
 
 const char *fd_kind_name(enum fd_kind kind)
@@ -67,6 +67,14 @@ static enum fd_kind classify_anonymous(const char *name)
 	return FD_OTHER;
 }
 
+bool path_says_deleted(const char *path)
+{
+	static const char suffix[] = " (deleted)";
+	size_t len = strlen(path);
+
+	return len >= sizeof(suffix) && !strcmp(path + len - (sizeof(suffix) - 1), suffix);
+}
+
 enum fd_kind fd_classify(const char *link, const struct stat *st)
 {
 	if (has_prefix(link, "anon_inode:"))
@@ -87,6 +95,9 @@ enum fd_kind fd_classify(const char *link, const struct stat *st)
 		return FD_BLOCK;
 	case S_IFSOCK:
 		return has_prefix(link, "socket:[") ? FD_SOCKET : FD_OTHER;
+	case S_IFLNK:
+		return link[0] == '/' && st->st_nlink && !path_says_deleted(link) ? FD_SYMLINK
+										  : FD_OTHER;
 	case S_IFREG:
 		if (has_prefix(link, "/memfd:") && st->st_nlink == 0)
 			return FD_MEMFD;
@@ -95,14 +106,6 @@ enum fd_kind fd_classify(const char *link, const struct stat *st)
 		return link[0] == '/' ? FD_REGULAR : FD_OTHER;
 	}
 	return FD_OTHER;
-}
-
-bool path_says_deleted(const char *path)
-{
-	static const char suffix[] = " (deleted)";
-	size_t len = strlen(path);
-
-	return len >= sizeof(suffix) && !strcmp(path + len - (sizeof(suffix) - 1), suffix);
 }
 
 bool fd_is_deleted(const struct fd_state *f)

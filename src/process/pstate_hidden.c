@@ -79,7 +79,8 @@ static void limit_descriptor(const struct pstate *ps, json_t *l, const struct fd
 {
 	char link[16];
 
-	if ((f->kind != FD_REGULAR && f->kind != FD_DIRECTORY) || fd_is_deleted(f))
+	if ((f->kind != FD_REGULAR && f->kind != FD_DIRECTORY && f->kind != FD_SYMLINK) ||
+	    fd_is_deleted(f))
 		return;
 	snprintf(link, sizeof(link), "%d", f->fd);
 	if (leads_elsewhere(ps, ps->fd_dir, link, f->link))

@@ -36,6 +36,7 @@ const struct rfile_ops rfile_ops[RFILE_NR_KINDS] = {
 	[RFILE_INOTIFY] = {"inotify", "inotify", rinotify_plan, rinotify_make, rinotify_settle},
 	[RFILE_PIDFD] = {"pidfd", "pidfd", rpidfd_plan, rpidfd_make, NULL},
 	[RFILE_NAMESPACE] = {"namespace", NULL, rnamespace_plan, rnamespace_make, NULL},
+	[RFILE_SYMLINK] = {"symlink", NULL, rpath_plan, rpath_make, NULL},
 	[RFILE_OTHER] = {"other", NULL, NULL, NULL, NULL},
 };
 

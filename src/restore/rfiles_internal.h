@@ -49,6 +49,7 @@ enum rfile_kind {
 	RFILE_INOTIFY,
 	RFILE_PIDFD,
 	RFILE_NAMESPACE,
+	RFILE_SYMLINK,
 	RFILE_OTHER, /* no way to make it: refused by the image, unless ignored */
 	RFILE_NR_KINDS
 };

@@ -31,9 +31,10 @@ static bool is_pseudo_file(const char *path)
 	static const long magics[] = {PROC_SUPER_MAGIC,	   SYSFS_MAGIC,	  CGROUP_SUPER_MAGIC,
 				      CGROUP2_SUPER_MAGIC, DEBUGFS_MAGIC, TRACEFS_MAGIC,
 				      SECURITYFS_MAGIC,	   BPF_FS_MAGIC};
+	cleanup_fd int fd = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 	struct statfs sf;
 
-	if (statfs(path, &sf) < 0)
+	if (fd < 0 || fstatfs(fd, &sf) < 0)
 		return false;
 	for (size_t i = 0; i < ARRAY_SIZE(magics); i++)
 		if ((long)sf.f_type == magics[i])
@@ -166,10 +167,12 @@ int rpath_plan(struct restore *r, struct rdesc *d, struct usnap_err *err)
 				    d->kind == RFILE_REGULAR	 ? "regular file"
 				    : d->kind == RFILE_DIRECTORY ? "directory"
 				    : d->kind == RFILE_FIFO	 ? "FIFO"
+				    : d->kind == RFILE_SYMLINK	 ? "symbolic link"
 								 : "device of this kind");
 		return suggest_another(r, d, ret, err);
 	}
-	if (d->kind == RFILE_REGULAR && (ret = check_content(r, d, &st, err)) < 0)
+	if ((d->kind == RFILE_REGULAR || d->kind == RFILE_SYMLINK) &&
+	    (ret = check_content(r, d, &st, err)) < 0)
 		return ret;
 	return check_permission(r, d, err);
 }
@@ -195,7 +198,9 @@ int rpath_make(struct restore *r, struct rdesc *d, int *ret_fd, struct usnap_err
 		return rfile_fail(err, -errno, d, "open");
 	if (!same_type(d, &seen))
 		return rfile_fail(err, -ESTALE, d, "open");
-	cleanup_fd int fd = open_named(d->path, d->flags);
+	/* It can have been opened by way of /proc/self/fd, without O_NOFOLLOW. */
+	cleanup_fd int fd =
+		open_named(d->path, d->kind == RFILE_SYMLINK ? O_PATH | O_NOFOLLOW : d->flags);
 	if (fd < 0)
 		return rfile_fail(err, fd, d, "open");
 	if (fstat(fd, &st) < 0 || st.st_ino != seen.st_ino || st.st_dev != seen.st_dev)

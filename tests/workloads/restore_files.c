@@ -285,14 +285,19 @@ static void directory(void)
 
 static void path_only(void)
 {
-	int fd = open(".", O_PATH | O_CLOEXEC), file, ready;
+	int fd = open(".", O_PATH | O_CLOEXEC), file, ready, link;
+	char target[16] = "";
 
 	close(make_file("by-path", O_RDONLY, 11));
 	file = open("by-path", O_PATH);
-	must(fd >= 0 && file >= 0);
+	must(symlink("nowhere", "link") == 0);
+	link = open("link", O_PATH | O_NOFOLLOW);
+	must(fd >= 0 && file >= 0 && link >= 0);
 	work_wait();
 	char c;
 
+	must(readlinkat(link, "", target, sizeof(target)) == 7 && !strcmp(target, "nowhere"));
+	must((fcntl(link, F_GETFL) & (O_PATH | O_NOFOLLOW)) == (O_PATH | O_NOFOLLOW));
 	must(read(file, &c, 1) < 0 && errno == EBADF);
 	must(fcntl(file, F_GETFL) & O_PATH && fcntl(fd, F_GETFD) == FD_CLOEXEC);
 	must((ready = openat(fd, "by-path", O_RDONLY)) >= 0 &&
@@ -468,7 +473,7 @@ static const struct work works[] = {
 	{"sparse-unlinked", sparse_unlinked, "deleted sparse files, which stay sparse"},
 	{"memfd", memfd_sealed, "memfds with content, name, offset and seals"},
 	{"directory", directory, "open directories with their position"},
-	{"path-only", path_only, "descriptors of O_PATH"},
+	{"path-only", path_only, "descriptors of O_PATH, of symbolic links too"},
 	{"devices", devices, "/dev/null, zero, full, random and urandom"},
 	{"proc", proc_files, "files of /proc, its own ones too"},
 	{"pidfd", pidfd_of_itself, "a pidfd of the process itself"},
