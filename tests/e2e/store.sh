@@ -38,7 +38,8 @@ same 'output of -q' "$(cat out err)" ''
 same images "$(images one)" 2
 # What one image needs is beside it: a copy without that is not whole, whoever has it elsewhere.
 cp -a store copy
-rm "copy/one/$(ls copy/one | grep usnap | head -n 1)"
+oldest=(copy/one/*.usnap)
+rm "${oldest[0]}"
 exits 3 usnap verify -q --all --store copy
 says out 'which is not in'
 exits 3 usnap verify -q copy/one/*.usnap

@@ -183,7 +183,7 @@ static inline void work_hold_outside(const int *fds, size_t n)
 	must(pid >= 0);
 	if (!pid) {
 		if (setsid() < 0 || (pid = fork()) != 0)
-			_exit(pid < 0);
+			_exit(pid < 0 ? 1 : 0);
 		for (int fd = 0; fd < 1024; fd++) {
 			bool keep = fd == WORK_GO_FD;
 
