@@ -212,7 +212,7 @@ static void stat_json(const struct fd_state *f, json_t *o)
 	json_object_set_new(o, "dev", json_string(dev));
 	json_object_set_new(o, "inode", json_integer((json_int_t)f->st.st_ino));
 	json_object_set_new(o, "mode", json_sprintf("0o%o", f->st.st_mode));
-	if (f->kind == FD_REGULAR || f->kind == FD_MEMFD) {
+	if (f->kind == FD_REGULAR || f->kind == FD_MEMFD || f->kind == FD_SYMLINK) {
 		json_object_set_new(o, "size", json_integer(f->st.st_size));
 		json_object_set_new(
 			o, "mtime_ns",

@@ -28,6 +28,8 @@ os.write(start, b"defgh")
 master, slave = pty.openpty()
 fcntl.ioctl(slave, termios.TIOCEXCL)
 os.write(master, b"typed\n")
+os.symlink("nowhere", "link")
+link = os.open("link", os.O_PATH | os.O_NOFOLLOW)
 print(set_.fileno(), plain, moved, now, counter, counter_now, end, master, slave, flush=True)
 print("ready", flush=True)
 time.sleep(300)
@@ -54,5 +56,6 @@ fi
 same packets "$(of "$end" .pipe.packets)" '[3,5]'
 same data "$(of "$end" .pipe.data)" "\"$(printf abcdefgh | od -An -tx1 | tr -d ' ')\""
 same exclusive "$(of "$slave" '[.terminal.exclusive, .terminal.queued]')" '[true,6]'
+same 'symbolic link' "$(jq -c '[.files[] | select(.type == "symlink") | .size]' a.json)" '[7]'
 same 'mapped files' "$(jq '[.mapped_files[] | select(.path | test("/libc.so.6$")) | .build_id | length >= 16]' a.json | jq -c .)" '[true]'
 same 'heap' "$(jq .mm.brk_exact a.json)" true
