@@ -303,6 +303,7 @@ int pstate_finish(struct pstate *ps, json_t **ret, struct usnap_err *err)
 		if (ps->threads[i].tid == ps->t->pid)
 			status = span_text(ps->threads[i].status);
 
+	names_judge(ps);
 	process_identity_json(ps, root, status);
 	json_object_set_new(root, "mm", mm_json(ps));
 	json_object_set_new(root, "maps", maps_json(ps->maps));

@@ -112,7 +112,7 @@ bool fd_is_deleted(const struct fd_state *f)
 {
 	return f->has_stat &&
 	       (f->kind == FD_REGULAR || f->kind == FD_DIRECTORY || f->kind == FD_FIFO) &&
-	       (f->st.st_nlink == 0 || path_says_deleted(f->link));
+	       (f->st.st_nlink == 0 || (path_says_deleted(f->link) && !f->ends_so));
 }
 
 /* ---- in the freeze ------------------------------------------------------- */

@@ -55,6 +55,26 @@ static int stat_path(const struct pstate *ps, const char *path, struct stat *ret
 	return 0;
 }
 
+/* The kernel adds " (deleted)" to what has no name; but a name can end so. */
+void names_judge(struct pstate *ps)
+{
+	struct stat named, st;
+
+	for (size_t i = 0; i < ps->files.n; i++) {
+		struct fd_state *f = &ps->files.v[i];
+
+		f->ends_so = f->has_stat && f->st.st_nlink && path_says_deleted(f->link) &&
+			     stat_path(ps, f->link, &named) == 0 && same_file(&named, &f->st);
+	}
+	ps->cwd_ends_so = path_says_deleted(ps->cwd) && stat_path(ps, ps->cwd, &named) == 0 &&
+			  fstatat(ps->t->procfd, "cwd", &st, 0) == 0 && same_file(&named, &st);
+}
+
+bool cwd_is_deleted(const struct pstate *ps)
+{
+	return path_says_deleted(ps->cwd) && !ps->cwd_ends_so;
+}
+
 static bool seems_elsewhere(const struct pstate *ps, int dirfd_, const char *link, const char *path)
 {
 	cleanup_free char *text = NULL;
@@ -92,8 +112,7 @@ static void limit_descriptor(const struct pstate *ps, json_t *l, const struct fd
 
 void limit_hidden(const struct pstate *ps, json_t *l)
 {
-	if (ps->cwd[0] && !path_says_deleted(ps->cwd) &&
-	    leads_elsewhere(ps, ps->t->procfd, "cwd", ps->cwd))
+	if (ps->cwd[0] && !cwd_is_deleted(ps) && leads_elsewhere(ps, ps->t->procfd, "cwd", ps->cwd))
 		limit_add(l, "hidden-file", "refuse",
 			  "its working directory %s: another mount covers it, or its own is gone: "
 			  "its path does not lead there",

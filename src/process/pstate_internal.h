@@ -255,6 +255,7 @@ struct fd_state {
 	enum fd_kind kind;
 	char *link;
 	bool has_stat, fresh; /* fresh: not known before the freeze */
+	bool ends_so; /* " (deleted)" is the end of its name */
 	struct stat st;
 	int info_fd; /* fdinfo held open, or -1 */
 	struct span info; /* fdinfo at T0; len 0: closed by then */
@@ -323,6 +324,7 @@ struct pstate {
 	struct span stat, timers;
 	uint64_t stopped_ns; /* CLOCK_MONOTONIC; all threads had stopped */
 	char cwd[4096 + 16];
+	bool cwd_ends_so; /* as fd_state */
 	struct rlimit limits[RLIM_NLIMITS];
 	bool has_limit[RLIM_NLIMITS];
 	struct signal_state signals;
@@ -447,7 +449,9 @@ json_t *inotify_json(const struct pstate *ps, const struct fd_state *f, const ch
 /* pstate_mapped.c */
 json_t *mapped_json(const struct pstate *ps);
 
-/* pstate_hidden.c: afterwards */
+/* pstate_hidden.c: afterwards; names_judge() before all that asks whether something was deleted */
+void names_judge(struct pstate *ps);
+bool cwd_is_deleted(const struct pstate *ps);
 void limit_hidden(const struct pstate *ps, json_t *list);
 
 /* pstate_unlinked.c */

@@ -300,7 +300,7 @@ static void limit_process(const struct pstate *ps, json_t *l)
 {
 	limit_namespaces(ps, l);
 	limit_init(ps, l);
-	if (path_says_deleted(ps->cwd))
+	if (cwd_is_deleted(ps))
 		limit_add(l, "deleted-directory", "refuse", "its working directory %s", ps->cwd);
 	if (ps->children && strspn(ps->children, " ") != strlen(ps->children)) {
 		size_t len = strlen(ps->children);

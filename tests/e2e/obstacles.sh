@@ -27,6 +27,20 @@ if unshare -u true 2>/dev/null; then
 	stays thread-context 'namespaces'
 fi
 
+echo 'Names that end as those of deleted files do'
+mkdir 'dir (deleted)'
+cat >named.py <<'PY'
+import os, time
+os.chdir("dir (deleted)")
+files = [os.open("data (deleted)", os.O_RDWR | os.O_CREAT, 0o600), os.open(".", os.O_RDONLY)]
+print("ready", flush=True)
+time.sleep(300)
+PY
+start python3 named.py
+wait_until 20 grep -q ready "$started_log"
+exits 0 usnap snapshot -q --kill "$started" -o named.usnap
+exits 0 usnap restore --dry-run named.usnap
+
 echo 'A message queue'
 # In namespaces of their own, which end with the process, and what was made in them.
 if ! unshare -im true 2>/dev/null; then
