@@ -110,6 +110,20 @@ static void limit_descriptor(const struct pstate *ps, json_t *l, const struct fd
 			  f->fd, f->link);
 }
 
+/* Only where there is nothing at all: of files of overlayfs a mapping tells other numbers than the path. */
+static bool is_missing(const struct pstate *ps, const struct vma *v)
+{
+	char link[64];
+	cleanup_free char *text = NULL;
+	struct stat st;
+
+	snprintf(link, sizeof(link), "map_files/%llx-%llx", (unsigned long long)v->start,
+		 (unsigned long long)v->end);
+	/* Private memory of huge pages has the name of a file that never was. */
+	return !path_says_deleted(v->path) && stat_path(ps, v->path, &st) == -ENOENT &&
+	       io_readlink_at(ps->t->procfd, link, &text) == 0 && !strcmp(text, v->path);
+}
+
 void limit_hidden(const struct pstate *ps, json_t *l)
 {
 	if (ps->cwd[0] && !cwd_is_deleted(ps) && leads_elsewhere(ps, ps->t->procfd, "cwd", ps->cwd))
@@ -119,4 +133,12 @@ void limit_hidden(const struct pstate *ps, json_t *l)
 			  ps->cwd);
 	for (size_t i = 0; i < ps->files.n; i++)
 		limit_descriptor(ps, l, &ps->files.v[i]);
+	for (size_t i = 0; i < ps->maps->n; i++) {
+		const struct vma *v = &ps->maps->v[i];
+
+		if (mapped_has_file(v) && !mapped_is_seen(ps->maps, i) && is_missing(ps, v))
+			limit_add(l, "hidden-file", "refuse",
+				  "0x%llx: %s: its path does not lead to what is mapped",
+				  (unsigned long long)v->start, v->path);
+	}
 }

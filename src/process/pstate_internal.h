@@ -447,6 +447,8 @@ json_t *epoll_json(const struct pstate *ps, const struct fd_state *f, const char
 json_t *inotify_json(const struct pstate *ps, const struct fd_state *f, const char *text);
 
 /* pstate_mapped.c */
+bool mapped_has_file(const struct vma *v);
+bool mapped_is_seen(const struct maps *m, size_t i); /* its file is that of one before */
 json_t *mapped_json(const struct pstate *ps);
 
 /* pstate_hidden.c: afterwards; names_judge() before all that asks whether something was deleted */

@@ -109,7 +109,7 @@ static int open_mapped(const struct pstate *ps, const struct vma *v, struct stat
 	return there ? open_regular(ps->t->procfd, name, st) : -ENOENT;
 }
 
-static bool is_seen(const struct maps *m, size_t i)
+bool mapped_is_seen(const struct maps *m, size_t i)
 {
 	for (size_t k = i; k-- > 0;)
 		if (m->v[k].inode == m->v[i].inode && m->v[k].dev_major == m->v[i].dev_major &&
@@ -118,7 +118,7 @@ static bool is_seen(const struct maps *m, size_t i)
 	return false;
 }
 
-static bool has_file(const struct vma *v)
+bool mapped_has_file(const struct vma *v)
 {
 	switch (v->kind) {
 	case VMA_FILE:
@@ -158,7 +158,7 @@ json_t *mapped_json(const struct pstate *ps)
 	json_t *a = json_array();
 
 	for (size_t i = 0; i < ps->maps->n; i++)
-		if (has_file(&ps->maps->v[i]) && !is_seen(ps->maps, i))
+		if (mapped_has_file(&ps->maps->v[i]) && !mapped_is_seen(ps->maps, i))
 			json_array_append_new(a, file_json(ps, &ps->maps->v[i]));
 	return a;
 }

@@ -59,7 +59,7 @@ stays message-queue '/q'
 
 echo 'Paths that lead elsewhere'
 cat >hidden.py <<'PY'
-import ctypes, os, sys, time
+import ctypes, mmap, os, sys, time
 what = sys.argv[1]
 libc = ctypes.CDLL(None, use_errno=True)
 def must(r):
@@ -71,13 +71,16 @@ def mount(path):
 mount("under")
 open("under/data", "w").write("data")
 f = open("under/data")
+if what == "mapped":
+    m = mmap.mmap(f.fileno(), 4, prot=mmap.PROT_READ)
+    os.closerange(3, 10)
 if what == "cwd":
     f.close()
     os.chdir("under")
 if what == "covered":
     mount("under")
 else:
-    must(libc.umount2(b"under" if what == "file" else b"../under", 2))
+    must(libc.umount2(b"../under" if what == "cwd" else b"under", 2))
 print("ready", flush=True)
 time.sleep(300)
 PY
@@ -89,4 +92,5 @@ hidden() {
 }
 hidden covered "fd 3: $PWD/under/data"
 hidden file 'fd 3: /data'
+hidden mapped '/data: its path does not'
 hidden cwd 'working directory /:'
