@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +12,10 @@
 
 enum {
 	FIELD_PPID = 4, /* proc_pid_stat(5) counts from 1 */
-	FIELD_START = 22
+	FIELD_FLAGS = 9,
+	FIELD_START = 22,
+	FIELD_SIGNAL = 31, /* those that wait, of the first 31 */
+	EXITING = 4 /* PF_EXITING of include/linux/sched.h */
 };
 
 /* "PID (COMM) S ...": COMM may hold parentheses and blanks, so the last one closes it. */
@@ -27,14 +31,19 @@ static int parse(const char *text, struct procstat *ret)
 	ret->state = close[2];
 
 	const char *s = close + 2;
-	for (unsigned nr = 4; nr <= FIELD_START; nr++) {
+	ret->ends = ret->state == 'Z' || ret->state == 'X';
+	for (unsigned nr = 4; nr <= FIELD_SIGNAL; nr++) {
 		if (!(s = strchr(s, ' ')))
 			return -EPROTO;
 		s++;
 		if (nr == FIELD_PPID)
 			ret->ppid = (pid_t)strtol(s, NULL, 10);
+		else if (nr == FIELD_FLAGS)
+			ret->ends |= strtoull(s, NULL, 10) & EXITING;
+		else if (nr == FIELD_START)
+			ret->start_ticks = strtoull(s, NULL, 10);
 	}
-	ret->start_ticks = strtoull(s, NULL, 10);
+	ret->ends |= strtoull(s, NULL, 10) >> (SIGKILL - 1) & 1;
 	return 0;
 }
 

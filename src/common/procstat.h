@@ -13,6 +13,7 @@ struct procstat {
 	pid_t pid, ppid;
 	char comm[64];
 	char state; /* 'Z', 'X': it has ended */
+	bool ends; /* it has, or nothing keeps it from it any more */
 	uint64_t start_ticks; /* since the machine was started */
 };
 

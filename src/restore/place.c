@@ -9,8 +9,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/io.h"
+#include "common/procstat.h"
 #include "common/util.h"
 #include "restore/place_internal.h"
 #include "restore/rjson.h"
@@ -35,6 +37,21 @@ static bool in_use(pid_t number)
 	return kill(number, 0) == 0 || errno != ESRCH || kill(-number, 0) == 0 || errno != ESRCH;
 }
 
+/* What was just killed, as by whoever moves it here, is gone in a moment, when it has been waited for. It
+ * is asked twice, for there is an instant in which it does not show. */
+static bool becomes_free(pid_t number)
+{
+	struct procstat stat;
+
+	for (unsigned tries = 0, no = 0; tries < ID_TRIES && no < 2; tries++) {
+		if (!in_use(number))
+			return true;
+		no = procstat_read(number, &stat) == 0 && stat.ends ? 0 : no + 1;
+		usleep(ID_WAIT_US);
+	}
+	return !in_use(number);
+}
+
 static int check_number(struct place *p, const char *what, pid_t number, pid_t pid_max)
 {
 	cleanup_free char *comm = NULL;
@@ -43,7 +60,7 @@ static int check_number(struct place *p, const char *what, pid_t number, pid_t p
 	if (number >= pid_max)
 		return because(p, "%s %d is above kernel.pid_max, which is %d here", what,
 			       (int)number, (int)pid_max);
-	if (!in_use(number))
+	if (!in_use(number) || becomes_free(number))
 		return 0;
 	snprintf(path, sizeof(path), "/proc/%d/comm", (int)number);
 	if (io_read_file_at(AT_FDCWD, path, 64, &comm, NULL) < 0)
