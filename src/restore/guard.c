@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -12,12 +13,25 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "common/procstat.h"
 #include "common/util.h"
 #include "restore/place.h"
 #include "restore/rfiles.h"
 
+enum {
+	END_TRIES = 1000 /* ID_WAIT_US each, until one that was killed is gone */
+};
+
+enum {
+	UNDONE, /* to be undone */
+	GOES, /* the process is being let go: to be undone if it ends with the restorer */
+	DONE,
+};
+
 struct guard_shared {
-	_Atomic int done;
+	_Atomic int state;
+	pid_t pid; /* GOES: of the process, and when it was started */
+	uint64_t start_ticks;
 };
 
 struct guard {
@@ -32,7 +46,28 @@ static void let_go(struct guard *g)
 	close(g->fd);
 }
 
-static _Noreturn void be_guard(struct restore *r, struct guard *g)
+/* The restorer is gone, and with it what it still held (PTRACE_O_EXITKILL). */
+static bool has_ended(const struct guard_shared *shared, int restorer)
+{
+	struct pollfd end = {.fd = restorer, .events = POLLIN};
+	struct procstat stat;
+
+	/* Its memory goes first, and the process is killed after that. */
+	while (poll(&end, 1, restorer < 0 ? 1000 : -1) < 0)
+		continue;
+	for (unsigned tries = 0; tries < END_TRIES; tries++) {
+		/* Whoever waits for it may take long. */
+		if (procstat_read(shared->pid, &stat) < 0 || stat.state == 'Z' ||
+		    stat.start_ticks != shared->start_ticks)
+			return true;
+		if (!stat.ends)
+			return false;
+		usleep(ID_WAIT_US);
+	}
+	return true;
+}
+
+static _Noreturn void be_guard(struct restore *r, struct guard *g, pid_t parent)
 {
 	char path[64];
 	sigset_t all;
@@ -42,7 +77,7 @@ static _Noreturn void be_guard(struct restore *r, struct guard *g)
 	sigprocmask(SIG_SETMASK, &all, NULL);
 	setsid();
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", g->fd);
-	int fd = open(path, O_RDWR | O_CLOEXEC);
+	int fd = open(path, O_RDWR | O_CLOEXEC), restorer = (int)syscall(SYS_pidfd_open, parent, 0);
 	struct guard_shared *shared =
 		fd < 0 ? MAP_FAILED : mmap(NULL, sizeof(*shared), PROT_READ, MAP_SHARED, fd, 0);
 	if (shared == MAP_FAILED)
@@ -50,11 +85,13 @@ static _Noreturn void be_guard(struct restore *r, struct guard *g)
 	let_go(g);
 	/* Readers of the restorer's pipes do not wait for this process. */
 	fd = dup2(fd, 0);
-	syscall(SYS_close_range, 1, ~0u, 0);
+	restorer = restorer < 0 ? -1 : dup2(restorer, 1);
+	syscall(SYS_close_range, restorer < 0 ? 1 : 2, ~0u, 0);
 	while (flock(fd, LOCK_EX) < 0)
 		if (errno != EINTR)
 			_exit(1);
-	if (!atomic_load(&shared->done))
+	int state = atomic_load(&shared->state);
+	if (state == UNDONE || (state == GOES && has_ended(shared, restorer)))
 		rfiles_undo(r);
 	_exit(0);
 }
@@ -74,9 +111,10 @@ int guard_begin(struct restore *r, struct usnap_err *err)
 	g->shared = mmap(NULL, sizeof(*g->shared), PROT_READ | PROT_WRITE, MAP_SHARED, g->fd, 0);
 	if (g->shared == MAP_FAILED)
 		goto failed;
+	const pid_t self = getpid();
 	g->pid = fork();
 	if (g->pid == 0)
-		be_guard(r, g);
+		be_guard(r, g, self);
 	if (g->pid > 0) {
 		r->guard = g;
 		return 0;
@@ -94,16 +132,28 @@ failed:
 	return usnap_fail_errno(err, code, "cannot restore '%s'", r->o->image);
 }
 
+void guard_goes(struct restore *r)
+{
+	struct guard_shared *shared = r->guard ? r->guard->shared : NULL;
+	struct procstat stat;
+
+	if (!shared)
+		return;
+	shared->pid = r->builder;
+	shared->start_ticks = procstat_read(r->builder, &stat) == 0 ? stat.start_ticks : 0;
+	atomic_store(&shared->state, GOES);
+}
+
 void guard_done(struct restore *r)
 {
 	if (r->guard)
-		atomic_store(&r->guard->shared->done, 1);
+		atomic_store(&r->guard->shared->state, DONE);
 }
 
 void guard_not_done(struct restore *r)
 {
 	if (r->guard)
-		atomic_store(&r->guard->shared->done, 0);
+		atomic_store(&r->guard->shared->state, UNDONE);
 }
 
 void guard_end(struct restore *r)

@@ -172,8 +172,10 @@ static int build_here(struct restore *r, struct usnap_err *err)
 		if (r->o->complete)
 			r->o->complete(r->o->ctx, r->builder);
 		if (!place_is_inner(r))
-			guard_done(r);
+			guard_goes(r);
 		code = rthreads_release(r, err);
+		if (code == 0 && !place_is_inner(r))
+			guard_done(r);
 	}
 	if (code < 0) {
 		builder_kill(r);

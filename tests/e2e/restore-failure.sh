@@ -232,6 +232,16 @@ for ((i = 0; i < 4; i++)); do
 	same "$what: status" $got 1
 	says err 'cannot let go thread'
 	outcome $got "$what"
+	# Killed there: the threads that were let go already end with those that were not.
+	what="SIGKILL at ptrace $((letting_go - i)) of $letting_go" got=0
+	# strace ends as what it ran, which the shell tells.
+	bash -c '"$@"; exit $?' - strace -o trace -e trace=ptrace \
+		-e "inject=ptrace:signal=SIGKILL:when=$((letting_go - i))" \
+		"${restore[@]}" "$image" >out 2>err </dev/null || got=$?
+	same "$what: status" $got 137
+	_undone() { [ "$(listing)" = "$files_before" ]; }
+	within 10 _undone || true
+	outcome $got "$what"
 done
 
 # One that ends at once ends the threads that are not let go yet: no failure.
