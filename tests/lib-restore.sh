@@ -75,6 +75,8 @@ restore_again() {
 		why="process $1 outlived 'snapshot --kill'"
 		return 1
 	fi
+	# Who waits for orphans may be late, and the number is wanted.
+	within 30 test ! -e "/proc/$1" || true
 	_pids=()
 	if ! restored=$(timeout -k 5 60 "$UFFD_SNAP" restore --detach "$image" 2>"$image.err"); then
 		why="restore: $(cat "$image.err")"
