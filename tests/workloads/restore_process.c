@@ -457,7 +457,7 @@ static const struct work works[] = {
 	{"thp", huge_pages_off, "transparent huge pages switched off (PR_SET_THP_DISABLE)"},
 	{"dumpable", dumpable_yes, "being dumpable"},
 	{"not-dumpable", dumpable, "not being dumpable"},
-	{"pdeathsig", parent_death, "the parent-death signal"},
+	{"pdeathsig", parent_death, "the parent-death signal, unless it is detached under its own PID"},
 	{"children", children, "making, running and waiting for children"},
 	{"subreaper", subreaper, "being a child subreaper: orphans come to it"},
 	{"actions", actions, "signal actions with their flags and masks"},
