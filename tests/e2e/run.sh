@@ -147,6 +147,7 @@ kill -KILL "$program" "$child"
 ended 'killed' 137
 
 # With the agent in the environment of all, as of a unit: the command has it too, and is no program.
+: >said
 LD_PRELOAD=$B/libuffd-snap-agent.so UFFD_SNAP_NAME=outer "$UFFD_SNAP" run --name inner -- "$WORKLOADS/witness" >said </dev/null &
 run=$!
 adopt $run
