@@ -155,7 +155,6 @@ static int fail(const struct snapshot *s, struct usnap_err *err, int *ret_signal
 	const int signal_ = *interrupted;
 
 	*ret_signal = 0;
-
 	if (s->dest.busy) {
 		if (!s->args->quiet)
 			msg_info("skipped: %s", err->text);
@@ -286,8 +285,14 @@ static int fail_unfound(const struct snapshot_args *a, struct usnap_err *err)
 		names_of_unit(q->unit, name);
 	else if (q->comm)
 		store_name_from(q->comm, name);
-	else if (q->exe)
-		store_name_from(strrchr(q->exe, '/') ? strrchr(q->exe, '/') + 1 : q->exe, name);
+	else if (q->exe) {
+		const char *base = strrchr(q->exe, '/') ? strrchr(q->exe, '/') + 1 : q->exe;
+		char comm[16];
+
+		/* As much of it as the process calls itself. */
+		snprintf(comm, sizeof(comm), "%.15s", base);
+		store_name_from(comm, name);
+	}
 	return tell(a, &run, msg_failure(err));
 }
 

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -89,10 +90,13 @@ static int choose_parent(struct snapshot_dest *d, const struct target *t, uint64
 	last = store_newest(&images, NULL, wall_ns() / 1000000);
 	if (last && capture_run_id(t, run) < 0)
 		of_run = -1;
-	for (const struct store_image *i = last;
-	     i && of_run == 0 && r == 0 && last - i<LOOK_BACK; i = i> images.image ? i - 1 : NULL)
-		if ((r = path_of(d, i->file, &d->parent, err)) == 0)
+	for (size_t back = 0; last && of_run == 0 && r == 0 && back < LOOK_BACK; back++) {
+		r = path_of(d, last[-(ptrdiff_t)back].file, &d->parent, err);
+		if (r == 0)
 			of_run = is_of_run(d->parent, run);
+		if (last - back == images.image)
+			break;
+	}
 	if (last && of_run <= 0 && r == 0)
 		r = path_of(d, last->file, &d->parent, err);
 	if (d->parent && is_full_due(d->parent, full_every)) {

@@ -107,7 +107,7 @@ static int start(const char *command, char **env, pid_t *ret)
 static bool wait_for(pid_t pid, uint64_t limit_s, const volatile sig_atomic_t *interrupted,
 		     int *ret_status)
 {
-	const uint64_t limit_ns = limit_s * 1000000000, begin = now_ns();
+	const uint64_t begin = now_ns();
 	struct pollfd end = {.fd = (int)syscall(SYS_pidfd_open, pid, 0), .events = POLLIN};
 	bool in_time = true;
 	uint64_t asked = 0;
@@ -117,7 +117,7 @@ static bool wait_for(pid_t pid, uint64_t limit_s, const volatile sig_atomic_t *i
 
 		if (p == pid || (p < 0 && errno != EINTR))
 			break;
-		if (limit_s && !asked && now_ns() - begin > limit_ns) {
+		if (limit_s && !asked && (now_ns() - begin) / 1000000000 >= limit_s) {
 			in_time = false;
 			asked = now_ns();
 			kill(-pid, SIGTERM);

@@ -56,12 +56,16 @@ static bool has_ended(const struct guard_shared *shared, int restorer)
 	while (poll(&end, 1, restorer < 0 ? 1000 : -1) < 0)
 		continue;
 	for (unsigned tries = 0; tries < END_TRIES; tries++) {
-		/* Whoever waits for it may take long. */
-		if (procstat_read(shared->pid, &stat) < 0 || stat.state == 'Z' ||
-		    stat.start_ticks != shared->start_ticks)
+		int r = procstat_read(shared->pid, &stat);
+
+		if (r == -ESRCH || (r == 0 && stat.start_ticks != shared->start_ticks))
 			return true;
-		if (!stat.ends)
+		/* What cannot be told of is not taken from a process that may live. */
+		if (r < 0 || !stat.ends)
 			return false;
+		/* Whoever waits for it may take long. */
+		if (stat.state == 'Z')
+			return true;
 		usleep(ID_WAIT_US);
 	}
 	return true;
@@ -139,8 +143,13 @@ void guard_goes(struct restore *r)
 
 	if (!shared)
 		return;
+	/* Then from here on nothing is undone. */
+	if (procstat_read(r->builder, &stat) < 0) {
+		atomic_store(&shared->state, DONE);
+		return;
+	}
 	shared->pid = r->builder;
-	shared->start_ticks = procstat_read(r->builder, &stat) == 0 ? stat.start_ticks : 0;
+	shared->start_ticks = stat.start_ticks;
 	atomic_store(&shared->state, GOES);
 }
 

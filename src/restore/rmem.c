@@ -362,7 +362,9 @@ static int plan_exe(struct restore *r, struct rmem *m, struct usnap_err *err)
 			m->exe_region = &m->regions[i];
 	ret = restore_problem(r, RESTORE_NOTE, "program",
 			      "'%.2000s' is no longer there: /proc/PID/exe leads to %s", exe,
-			      m->exe_region ? "what the image has of it" : "uffd-snap");
+			      m->exe_region ? "what the image has of it, or without "
+					      "CAP_CHECKPOINT_RESTORE to uffd-snap"
+					    : "uffd-snap");
 	return ret < 0 ? usnap_fail_errno(err, ret, "cannot restore the memory") : 0;
 }
 

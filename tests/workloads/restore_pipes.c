@@ -112,7 +112,15 @@ static bool is_null_device(int fd)
 	return S_ISCHR(st.st_mode) && st.st_rdev == makedev(1, 3);
 }
 
-/* Once more the others hold one end, and nothing is between; unless there was no restore. */
+static ino_t inode(int fd)
+{
+	struct stat st;
+
+	must(fstat(fd, &st) == 0);
+	return st.st_ino;
+}
+
+/* Without a restore it is the pipe that it was. */
 static void pipe_outside(void)
 {
 	int from[2], to[2], again;
@@ -122,10 +130,13 @@ static void pipe_outside(void)
 	must(pipe2(from, O_CLOEXEC) == 0 && pipe2(to, O_NONBLOCK) == 0);
 	must((again = dup(to[1])) >= 0);
 	must(write(from[1], "unread", 6) == 6);
+	const ino_t was_from = inode(from[0]), was_to = inode(to[1]);
+
 	work_hold_outside((int[]){from[1], to[0]}, 2);
 	work_wait();
 	bool null = is_null_device(from[0]);
 
+	must(null || (inode(from[0]) == was_from && inode(to[1]) == was_to));
 	must(is_null_device(to[1]) == null && is_null_device(again) == null);
 	must((fcntl(from[0], F_GETFL) & O_ACCMODE) == O_RDONLY);
 	must((fcntl(to[1], F_GETFL) & O_ACCMODE) == O_WRONLY);
@@ -136,7 +147,7 @@ static void pipe_outside(void)
 	}
 }
 
-/* The restorer has a file as its standard error. */
+/* Not without a restore. The restorer has a file as its standard error. */
 static void standard_outside(void)
 {
 	int err[2], in[2], other[2], again;
@@ -155,11 +166,9 @@ static void standard_outside(void)
 	must(!S_ISSOCK(st.st_mode) && st.st_dev == same.st_dev && st.st_ino == same.st_ino);
 	must(write(other[1], "x", 1) == -1 && errno == EPIPE);
 	must(fstat(STDERR_FILENO, &st) == 0);
-	if (!S_ISFIFO(st.st_mode)) {
-		must(S_ISREG(st.st_mode));
-		must(write(STDERR_FILENO, "from the process\n", 17) == 17);
-		must(fstat(STDERR_FILENO, &st) == 0 && st.st_size >= 17);
-	}
+	must(S_ISREG(st.st_mode));
+	must(write(STDERR_FILENO, "from the process\n", 17) == 17);
+	must(fstat(STDERR_FILENO, &st) == 0 && st.st_size >= 17);
 }
 
 static void pipe_packets(void)
