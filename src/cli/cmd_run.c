@@ -102,7 +102,7 @@ static int run_beside(const struct run_args *a, const sigset_t *set)
 	if (a->background)
 		syscall(SYS_close_range, STDERR_FILENO + 1, ~0U, 0);
 	if (procstat_read(a->pid, &stat) < 0 ||
-	    (p.start_ticks && stat.start_ticks != p.start_ticks)) {
+	    (p.start_ticks && !procstat_same_start(stat.start_ticks, p.start_ticks))) {
 		msg_error("cannot look after process %d: there is none", (int)a->pid);
 		return EXIT_FAILED;
 	}

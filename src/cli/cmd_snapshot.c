@@ -228,7 +228,8 @@ static int take(const struct snapshot_args *a, pid_t pid, bool is_one_of_many)
 		r = target_open(&s.target, pid, &err);
 		opened = r == 0;
 	}
-	if (r == 0 && a->query.start_ticks && s.target.start_ticks != a->query.start_ticks)
+	if (r == 0 && a->query.start_ticks &&
+	    !procstat_same_start(s.target.start_ticks, a->query.start_ticks))
 		r = usnap_fail(&err, -ESRCH,
 			       "cannot snapshot process %d: it is not the one that was started at "
 			       "%" PRIu64,

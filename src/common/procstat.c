@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "common/io.h"
+#include "common/timens.h"
 #include "common/util.h"
 
 enum {
@@ -41,7 +42,7 @@ static int parse(const char *text, struct procstat *ret)
 		else if (nr == FIELD_FLAGS)
 			ret->ends |= strtoull(s, NULL, 10) & EXITING;
 		else if (nr == FIELD_START)
-			ret->start_ticks = strtoull(s, NULL, 10);
+			ret->start_ticks = timens_start_ticks(strtoull(s, NULL, 10));
 	}
 	ret->ends |= strtoull(s, NULL, 10) >> (SIGKILL - 1) & 1;
 	return 0;
@@ -61,10 +62,15 @@ int procstat_read(pid_t pid, struct procstat *ret)
 	return parse(text, ret);
 }
 
+bool procstat_same_start(uint64_t a, uint64_t b)
+{
+	return a - b + 1 <= 2;
+}
+
 bool procstat_is(pid_t pid, uint64_t start_ticks)
 {
 	struct procstat st;
 
-	return procstat_read(pid, &st) == 0 && st.start_ticks == start_ticks && st.state != 'Z' &&
-	       st.state != 'X';
+	return procstat_read(pid, &st) == 0 && procstat_same_start(st.start_ticks, start_ticks) &&
+	       st.state != 'Z' && st.state != 'X';
 }

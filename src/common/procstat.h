@@ -14,11 +14,15 @@ struct procstat {
 	char comm[64];
 	char state; /* 'Z', 'X': it has ended */
 	bool ends; /* it has, or nothing keeps it from it any more */
-	uint64_t start_ticks; /* since the machine was started */
+	uint64_t start_ticks; /* since the machine was started, whatever our clocks show */
 };
 
 /* Negative errno; -ESRCH when there is no such process. */
 int procstat_read(pid_t pid, struct procstat *ret);
+
+/* Of one process: read in a time namespace, the start may be told a tick later. A number does not get a new
+ * process so soon. */
+bool procstat_same_start(uint64_t a, uint64_t b);
 
 /* It exists, has not ended, and is the one that was started then. */
 bool procstat_is(pid_t pid, uint64_t start_ticks);

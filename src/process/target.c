@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "common/io.h"
+#include "common/timens.h"
 #include "common/util.h"
 
 #define PF_KTHREAD 0x00200000u /* include/linux/sched.h; field 9 of stat, proc(5) */
@@ -96,7 +97,7 @@ static int parse_stat(const char *text, struct target *t, struct facts *f)
 		else if (nr + 1 == 20)
 			f->nr_threads = (unsigned long)field;
 	}
-	t->start_ticks = field;
+	t->start_ticks = timens_start_ticks(field);
 	return 0;
 }
 

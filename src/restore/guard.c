@@ -19,7 +19,8 @@
 #include "restore/rfiles.h"
 
 enum {
-	END_TRIES = 1000 /* ID_WAIT_US each, until one that was killed is gone */
+	END_TRIES = 1000, /* ID_WAIT_US each, until one that was killed is gone */
+	LOOKS = 3 /* in a row, that show one that lives */
 };
 
 enum {
@@ -55,13 +56,18 @@ static bool has_ended(const struct guard_shared *shared, int restorer)
 	/* Its memory goes first, and the process is killed after that. */
 	while (poll(&end, 1, restorer < 0 ? 1000 : -1) < 0)
 		continue;
-	for (unsigned tries = 0; tries < END_TRIES; tries++) {
+	for (unsigned tries = 0, lives = 0; tries < END_TRIES; tries++) {
 		int r = procstat_read(shared->pid, &stat);
 
-		if (r == -ESRCH || (r == 0 && stat.start_ticks != shared->start_ticks))
+		if (r == -ESRCH ||
+		    (r == 0 && !procstat_same_start(stat.start_ticks, shared->start_ticks)))
 			return true;
 		/* What cannot be told of is not taken from a process that may live. */
-		if (r < 0 || !stat.ends)
+		if (r < 0)
+			return false;
+		/* One that is killed does not show it for an instant, between the signal and its end. */
+		lives = stat.ends ? 0 : lives + 1;
+		if (lives >= LOOKS)
 			return false;
 		/* Whoever waits for it may take long. */
 		if (stat.state == 'Z')

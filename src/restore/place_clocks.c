@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "common/io.h"
+#include "common/timens.h"
 #include "common/util.h"
 #include "image/image.h"
 #include "restore/place_internal.h"
@@ -22,28 +23,6 @@
 enum {
 	MAX_OFFSET_S = 1 << 30 /* 34 years: more is a mistake */
 };
-
-/* Those of this process; zero where the kernel has no time namespaces. */
-static void own_offsets(struct place_clocks *ret)
-{
-	cleanup_free char *text = NULL;
-	char name[32];
-	int64_t seconds, ns;
-	int n;
-
-	*ret = (struct place_clocks){0};
-	if (io_read_file_at(AT_FDCWD, "/proc/self/timens_offsets", KIB(4), &text, NULL) < 0)
-		return;
-	for (const char *s = text;
-	     sscanf(s, "%31s %" SCNd64 " %" SCNd64 "%n", name, &seconds, &ns, &n) == 3; s += n) {
-		int64_t offset = seconds * 1000000000 + ns;
-
-		if (!strcmp(name, "monotonic"))
-			ret->monotonic_ns = offset;
-		else if (!strcmp(name, "boottime"))
-			ret->boottime_ns = offset;
-	}
-}
 
 bool place_same_boot(const struct restore *r)
 {
@@ -64,11 +43,11 @@ static int64_t clock_ns(clockid_t clock)
 	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
 }
 
-int place_plan_clocks(struct restore *r, struct place_clocks *ret, bool *ret_needed,
+int place_plan_clocks(struct restore *r, struct timens_offsets *ret, bool *ret_needed,
 		      struct usnap_err *err)
 {
 	const int64_t most = (int64_t)MAX_OFFSET_S * 1000000000;
-	struct place_clocks own;
+	struct timens_offsets own;
 	int64_t monotonic = 0, boottime = 0;
 	json_t *apart;
 	int code = rjson_object(r->process, "clock_offsets", &apart, err);
@@ -81,7 +60,7 @@ int place_plan_clocks(struct restore *r, struct place_clocks *ret, bool *ret_nee
 	}
 	if (code < 0)
 		return code;
-	own_offsets(&own);
+	timens_own(&own);
 	if (place_same_boot(r)) {
 		ret->monotonic_ns = own.monotonic_ns + monotonic;
 		ret->boottime_ns = own.boottime_ns + boottime;
@@ -102,6 +81,9 @@ int place_plan_clocks(struct restore *r, struct place_clocks *ret, bool *ret_nee
 			    (clock_ns(CLOCK_MONOTONIC) - own.monotonic_ns);
 	ret->boottime_ns = (int64_t)r->info.t0_boottime_ns + boottime + passed -
 			   (clock_ns(CLOCK_BOOTTIME) - own.boottime_ns);
+	/* In whole ticks: within and without, when a process was started is then the same but for them. */
+	ret->boottime_ns += TIMENS_TICK_NS - 1;
+	ret->boottime_ns -= (ret->boottime_ns % TIMENS_TICK_NS + TIMENS_TICK_NS) % TIMENS_TICK_NS;
 	*ret_needed = true;
 	return 0;
 }

@@ -18,7 +18,7 @@
 
 /* Sets *ret to the distances that the process needs, *ret_needed when they are not those of this
  * process. */
-int place_plan_clocks(struct restore *r, struct place_clocks *ret, bool *ret_needed,
+int place_plan_clocks(struct restore *r, struct timens_offsets *ret, bool *ret_needed,
 		      struct usnap_err *err);
 
 struct place {

@@ -144,7 +144,7 @@ static int mount_proc(struct usnap_err *err)
 	return r;
 }
 
-int place_set_clocks(const struct place_clocks *offsets, struct usnap_err *err)
+int place_set_clocks(const struct timens_offsets *offsets, struct usnap_err *err)
 {
 	const struct {
 		const char *name;

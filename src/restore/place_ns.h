@@ -11,18 +11,14 @@
 #include <sys/types.h>
 
 #include "common/err.h"
-
-/* Distance of the clocks of a time namespace from those of the machine. */
-struct place_clocks {
-	int64_t monotonic_ns, boottime_ns;
-};
+#include "common/timens.h"
 
 /* What is to be made. */
 struct place_spaces {
 	bool pids; /* a PID namespace, and a mount namespace for its /proc */
 	bool users; /* a user namespace, for the right to make the others */
 	bool clocks;
-	struct place_clocks offsets;
+	struct timens_offsets offsets;
 };
 
 /* Flags of clone3(2) for them; the time namespace is entered later. */
@@ -30,7 +26,7 @@ uint64_t place_clone_flags(const struct place_spaces *s);
 /* In the clone that has entered them. uid, gid: before. */
 int place_furnish(const struct place_spaces *s, uid_t uid, gid_t gid, struct usnap_err *err);
 /* The calling process, alone in its address space, and its children get other clocks. */
-int place_set_clocks(const struct place_clocks *offsets, struct usnap_err *err);
+int place_set_clocks(const struct timens_offsets *offsets, struct usnap_err *err);
 /* Words and hint for a clone3(2) with these flags that failed with code. */
 int place_no_clone(const struct place_spaces *s, int code, struct usnap_err *err);
 /* Makes them in a child that ends at once: can it be done? */

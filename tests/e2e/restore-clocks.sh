@@ -72,6 +72,31 @@ for uptime in 5000000 -1; do
 	back --pid-namespace
 done
 
+# Whoever looks from within such clocks sees other times of start, and takes nobody for another for that.
+start env LD_PRELOAD="$AGENT" UFFD_SNAP_NAME=outside sleep 1000
+outside=$started
+_named() { usnap ps --json | jq -e --arg n "$1" --argjson p "$2" 'any(.. | objects; .name? == $n and .pid? == $p)' >/dev/null; }
+wait_until 10 _named outside "$outside"
+for uptime in 5000000 -1; do
+	[ $uptime -gt 0 ] || uptime=-$(($(cut -d . -f 1 /proc/uptime) / 2))
+	unshare --time --monotonic "$uptime" --boottime "$uptime" --fork "$UFFD_SNAP" ps --json >seen.json
+	jq -e --argjson p "$outside" 'any(.. | objects; .name? == "outside" and .pid? == $p)' seen.json >/dev/null ||
+		fail "it has lost its name, from clocks off by $uptime s: $(cat seen.json)"
+	_named outside "$outside" || fail "it has lost its name, outside"
+done
+# And one that was restored to clocks of its own has its name outside.
+unshare --time --monotonic 5000000 --boottime 5000000 --fork --kill-child bash -c '
+	LD_PRELOAD=$AGENT UFFD_SNAP_NAME=inside setsid sleep 1000 >/dev/null 2>&1 </dev/null &
+	until "$0" ps --json | grep -q inside; do sleep 0.02; done
+	"$0" snapshot -q --kill $! -o image.usnap' "$UFFD_SNAP" 2>err || fail "snapshot in a time namespace: $(cat err)"
+process=$(elsewhere "$UFFD_SNAP" restore -q --detach image.usnap 2>err) || fail "restore: $(cat err)"
+adopt "$process"
+for _ in 1 2; do
+	_named inside "$process" || fail "the restored process has lost its name: $(usnap ps --json)"
+done
+_named outside "$outside" || fail "another has lost its name"
+kill -KILL "$process" "$outside"
+
 # A second generation, on the same machine.
 taken 5000000
 moment

@@ -80,7 +80,7 @@ Test(registry, removes_what_others_have_left_and_nothing_else)
 {
 	struct registry r;
 
-	put(RUNDIR_READY, getpid(), self.start_ticks + 1, "name=a\n", 7);
+	put(RUNDIR_READY, getpid(), self.start_ticks + 2, "name=a\n", 7);
 	put(RUNDIR_TAKEN, 999999999, 1, "", 0);
 	put(RUNDIR_SERVED, 999999999, 1, "", 0);
 	put("other-", 999999999, 1, "", 0);
@@ -88,7 +88,7 @@ Test(registry, removes_what_others_have_left_and_nothing_else)
 	cr_assert_eq(registry_load(&r), 0);
 	cr_assert_not(registry_of(&r, getpid()));
 	registry_free(&r);
-	cr_assert_not(exists(RUNDIR_READY, getpid(), self.start_ticks + 1));
+	cr_assert_not(exists(RUNDIR_READY, getpid(), self.start_ticks + 2));
 	cr_assert_not(exists(RUNDIR_TAKEN, 999999999, 1));
 	cr_assert_not(exists(RUNDIR_SERVED, 999999999, 1));
 	cr_assert(exists("other-", 999999999, 1));
@@ -131,12 +131,12 @@ Test(registry, counts_a_daemon_when_its_parent_is_gone)
 	cr_assert_not(registry_heir(&r, getppid(), parent.start_ticks));
 	registry_free(&r);
 	snprintf(text, sizeof(text), "name=d\nbeacon=0\nfollows=%d-%" PRIu64 "\n", (int)getppid(),
-		 parent.start_ticks + 1);
+		 parent.start_ticks + 2);
 	put_self(text);
 	cr_assert_eq(registry_load(&r), 0);
 	cr_assert(registry_of(&r, getpid()));
 	cr_assert_not(registry_heir(&r, getppid(), parent.start_ticks));
-	cr_assert(registry_heir(&r, getppid(), parent.start_ticks + 1));
+	cr_assert(registry_heir(&r, getppid(), parent.start_ticks + 2));
 	registry_free(&r);
 }
 
@@ -212,7 +212,7 @@ Test(registry, tells_who_takes_a_process_and_what_was_taken_last)
 	cr_assert(registry_taken(getpid(), self.start_ticks, &t));
 	cr_assert_eq(t.by, 0);
 	cr_assert_eq(t.t0_ms, 1234567);
-	cr_assert_not(registry_taken(getpid(), self.start_ticks + 1, &t));
+	cr_assert_not(registry_taken(getpid(), self.start_ticks + 2, &t));
 }
 
 Test(procstat, reads_names_with_parentheses)
@@ -225,7 +225,7 @@ Test(procstat, reads_names_with_parentheses)
 	cr_assert_eq(st.state, 'R');
 	cr_assert_eq(st.ppid, getppid());
 	cr_assert(procstat_is(getpid(), st.start_ticks));
-	cr_assert_not(procstat_is(getpid(), st.start_ticks + 1));
+	cr_assert_not(procstat_is(getpid(), st.start_ticks + 2));
 }
 
 Test(procstat, takes_a_zombie_for_ended)
