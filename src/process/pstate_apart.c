@@ -8,11 +8,13 @@
  * before it was not at T0. Between, a thread that may have left is told of.
  * Namespaces are read before the freeze, as those of the process are.
  */
+#include <errno.h>
 #include <linux/kcmp.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "common/io.h"
 #include "common/util.h"
 #include "process/pstate_internal.h"
 
@@ -37,10 +39,26 @@ static void read_link(const struct pstate *ps, pid_t tid, size_t i, ns_link *ret
 	(*ret)[MAX(n, 0)] = '\0';
 }
 
+static bool links_differ(const struct pstate *ps, pid_t tid, const char *name)
+{
+	cleanup_free char *a = NULL, *b = NULL;
+	char path[64];
+
+	snprintf(path, sizeof(path), "%d/%s", (int)tid, name);
+	if (io_readlink_at(ps->task_fd, path, &a) < 0)
+		return false;
+	snprintf(path, sizeof(path), "%d/%s", (int)ps->like, name);
+	return io_readlink_at(ps->task_fd, path, &b) == 0 && strcmp(a, b) != 0;
+}
+
 static bool differs(const struct pstate *ps, pid_t tid, int type)
 {
-	/* An error: the kernel has no kcmp, does not tell us, or the thread has ended. */
-	return syscall(SYS_kcmp, ps->like, tid, type, 0, 0) > 0;
+	long r = syscall(SYS_kcmp, ps->like, tid, type, 0, 0);
+
+	/* Where the kernel has no kcmp, or does not tell us, this much can be seen. */
+	if (r < 0 && errno != ESRCH && type == KCMP_FS)
+		return links_differ(ps, tid, "cwd") || links_differ(ps, tid, "root");
+	return r > 0;
 }
 
 static bool namespaces_differ(const struct pstate *ps, pid_t tid)

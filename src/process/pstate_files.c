@@ -76,18 +76,22 @@ static struct fd_state *table_add(struct fd_table *t, int fd)
 #endif
 #define MQUEUE_TEXT_BYTES 80 /* of any of its files (FILENT_SIZE of ipc/mqueue.c) */
 
-/* Of mq_open(3): the mount is the kernel's own, and the path "/NAME". Only what looks like it has its
- * file system asked, for that of a network can take long to answer. */
-static bool is_message_queue(const struct pstate *ps, const struct fd_state *f)
+bool fd_lies_in(const struct pstate *ps, const struct fd_state *f, long magic)
 {
 	char path[64];
 	struct statfs sf;
 
-	if (f->kind != FD_REGULAR || !f->has_stat || major(f->st.st_dev) != 0 ||
-	    f->st.st_size != MQUEUE_TEXT_BYTES || strrchr(f->link, '/') != f->link)
-		return false;
 	snprintf(path, sizeof(path), "/proc/self/fd/%d/%d", ps->fd_dir, f->fd);
-	return statfs(path, &sf) == 0 && sf.f_type == MQUEUE_MAGIC;
+	return statfs(path, &sf) == 0 && (long)sf.f_type == magic;
+}
+
+/* Of mq_open(3): the mount is the kernel's own, and the path "/NAME". Only what looks like it has its
+ * file system asked, for that of a network can take long to answer. */
+static bool is_message_queue(const struct pstate *ps, const struct fd_state *f)
+{
+	return f->kind == FD_REGULAR && f->has_stat && major(f->st.st_dev) == 0 &&
+	       f->st.st_size == MQUEUE_TEXT_BYTES && strrchr(f->link, '/') == f->link &&
+	       fd_lies_in(ps, f, MQUEUE_MAGIC);
 }
 
 static int look_at(const struct pstate *ps, struct fd_state *f)

@@ -10,8 +10,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/magic.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 
 #include "common/io.h"
 #include "common/util.h"
@@ -55,6 +57,23 @@ static int stat_path(const struct pstate *ps, const char *path, struct stat *ret
 	return 0;
 }
 
+/* As is_message_queue(): only what looks like it has its file system asked. */
+static bool lies_in_proc(const struct pstate *ps, const struct fd_state *f)
+{
+	return f->has_stat && major(f->st.st_dev) == 0 && f->st.st_size == 0 &&
+	       fd_lies_in(ps, f, PROC_SUPER_MAGIC);
+}
+
+/* What lies in /proc has its name for as long as it is there, but the kernel forgets that it had it: any
+ * look at a name below /proc/PID/net does that to what is open there. */
+static void name_of_proc(const struct pstate *ps, struct fd_state *f)
+{
+	size_t len = strlen(f->link), tail = strlen(" (deleted)");
+
+	if (f->has_stat && f->st.st_nlink && path_says_deleted(f->link) && lies_in_proc(ps, f))
+		f->link[len - tail] = '\0';
+}
+
 /* The kernel adds " (deleted)" to what has no name; but a name can end so. */
 void names_judge(struct pstate *ps)
 {
@@ -63,6 +82,7 @@ void names_judge(struct pstate *ps)
 	for (size_t i = 0; i < ps->files.n; i++) {
 		struct fd_state *f = &ps->files.v[i];
 
+		name_of_proc(ps, f);
 		f->ends_so = f->has_stat && f->st.st_nlink && path_says_deleted(f->link) &&
 			     stat_path(ps, f->link, &named) == 0 && same_file(&named, &f->st);
 	}
@@ -99,8 +119,9 @@ static void limit_descriptor(const struct pstate *ps, json_t *l, const struct fd
 {
 	char link[16];
 
+	/* A name of /proc means another file to whoever looks in its stead. */
 	if ((f->kind != FD_REGULAR && f->kind != FD_DIRECTORY && f->kind != FD_SYMLINK) ||
-	    fd_is_deleted(f))
+	    fd_is_deleted(f) || lies_in_proc(ps, f))
 		return;
 	snprintf(link, sizeof(link), "%d", f->fd);
 	if (leads_elsewhere(ps, ps->fd_dir, link, f->link))

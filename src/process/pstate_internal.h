@@ -437,6 +437,8 @@ const char *fd_kind_name(enum fd_kind kind);
 enum fd_kind fd_classify(const char *link, const struct stat *st);
 bool fd_is_deleted(const struct fd_state *f);
 bool path_says_deleted(const char *path);
+/* Whether it is still open, on a file system of this type (statfs(2)). */
+bool fd_lies_in(const struct pstate *ps, const struct fd_state *f, long magic);
 void fd_free(struct fd_state *f);
 
 /* pstate_epoll.c: before the freeze, and afterwards */

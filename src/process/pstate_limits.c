@@ -312,8 +312,8 @@ static void limit_process(const struct pstate *ps, json_t *l)
 	limit_timers(ps, l);
 	if (!ps->files.has_kcmp)
 		limit_add(l, "shared-offsets", "note",
-			  "the kernel has no kcmp: descriptors that share an "
-			  "offset cannot be told");
+			  "the kernel has no kcmp, or does not let us: descriptors that share an "
+			  "offset, and threads that have descriptors of their own, cannot be told");
 }
 
 /* SysV semaphore adjustments and the like leave no trace in /proc; those that

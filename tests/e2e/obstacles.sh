@@ -41,6 +41,28 @@ wait_until 20 grep -q ready "$started_log"
 exits 0 usnap snapshot -q --kill "$started" -o named.usnap
 exits 0 usnap restore --dry-run named.usnap
 
+echo 'A file of /proc whose name the kernel forgets when it is looked for'
+cat >network.py <<'PY'
+import os, time
+files = [os.open("/proc/net/dev", os.O_RDONLY), os.open("/proc/self/net/route", os.O_RDONLY), os.open("/proc/sys/net", os.O_RDONLY)]
+print("ready", flush=True)
+time.sleep(300)
+PY
+start python3 network.py
+wait_until 20 grep -q ready "$started_log"
+for i in 1 2; do
+	stat "/proc/$started/root/proc/$started/net/dev" >/dev/null
+	exits 0 usnap snapshot -q "$started" -o network.usnap
+	tar xOf network.usnap process.json | jq -r '.limits_of_restore[] | select(.severity == "refuse") | .detail' >limits
+	[ ! -s limits ] || fail "refused, time $i: $(cat limits)"
+done
+exits 0 usnap snapshot -q --kill "$started" -o network.usnap
+restored=$(usnap restore -q --detach network.usnap)
+adopt "$restored"
+same 'files of /proc' "$(readlink "/proc/$restored/fd/3" "/proc/$restored/fd/5" | sed 's/ (deleted)//')" \
+	"$(printf '/proc/%s/net/dev\n/proc/sys/net' "$restored")"
+kill -KILL "$restored"
+
 echo 'A message queue'
 # In namespaces of their own, which end with the process, and what was made in them.
 if ! unshare -im true 2>/dev/null; then
