@@ -14,6 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "capture/futexes.h"
 #include "capture/session.h"
 #include "common/util.h"
 
@@ -34,7 +35,7 @@ int arm_log(struct capture *c, uint64_t start, uint64_t end)
 }
 
 /* Repeats while an event is pending: the fault thread will read it. */
-static int protect(const struct capture *c, uint64_t start, uint64_t len)
+static int protect_whole(const struct capture *c, uint64_t start, uint64_t len)
 {
 	uint64_t deadline = 0;
 	int r;
@@ -53,12 +54,32 @@ static int protect(const struct capture *c, uint64_t start, uint64_t len)
 	return r;
 }
 
-static int protect_steps(const struct capture *c, uint64_t start, uint64_t end)
+/* All but what is spared, which is always whole pages of the smallest size. */
+static int protect(const struct capture *c, uint64_t start, uint64_t len, uint64_t unit)
+{
+	const uint64_t end = start + len;
+	int r = 0;
+
+	for (size_t i = 0; i < c->spared.n && unit == PAGE_BYTES && r == 0; i++) {
+		const struct range *g = &c->spared.r[i];
+
+		if (g->end <= start)
+			continue;
+		if (g->start >= end)
+			break;
+		if (g->start > start)
+			r = protect_whole(c, start, g->start - start);
+		start = MIN(g->end, end);
+	}
+	return r == 0 && start < end ? protect_whole(c, start, end - start) : r;
+}
+
+static int protect_steps(const struct capture *c, const struct segment *s)
 {
 	int r = 0;
 
-	for (uint64_t a = start; a < end && r == 0; a += STEP_BYTES)
-		r = protect(c, a, MIN(STEP_BYTES, end - a));
+	for (uint64_t a = s->start; a < s->end && r == 0; a += STEP_BYTES)
+		r = protect(c, a, MIN(STEP_BYTES, s->end - a), s->unit);
 	return r;
 }
 
@@ -126,8 +147,11 @@ static int cover_piece(struct capture *c, const struct vma *v, uint64_t start, u
 	/* Huge pages: a copy could take the last one there is from the target. */
 	if (r == 0 && !frozen && s.unit == PAGE_BYTES)
 		r = check_registered(c, start, end - start);
+	/* Of hugetlbfs, what is being moved looks like what is absent and protected, once that is. */
+	if (r == 0 && s.unit != PAGE_BYTES)
+		r = scan_unprotected(c, &s);
 	if (r == 0)
-		r = protect_steps(c, start, end);
+		r = protect_steps(c, &s);
 	if (r == 0)
 		r = scan_populated(c, &s, start, end, frozen);
 	if (r < 0) {
@@ -208,20 +232,30 @@ uint64_t arm_uncovered_bytes(struct capture *c, const struct maps *maps)
 	return bytes;
 }
 
-int arm_cover(struct capture *c, const struct maps *maps, bool frozen, struct usnap_err *err)
+/* In the freeze nothing changes, and EINVAL is the mapping's nature, which flags would have told. */
+static bool is_unprotectable(const struct capture *c, const struct vma *v, int r, bool frozen)
+{
+	return r == -EINVAL && frozen && c->uffd >= 0 && v->kind == VMA_ANON && !v->has_flags;
+}
+
+int arm_cover(struct capture *c, struct maps *maps, bool frozen, struct usnap_err *err)
 {
 	int r = trim(c, maps);
 
 	if (r < 0)
 		return usnap_fail_errno(err, r, "cannot arm process %d", c->target->pid);
 	for (size_t i = 0; i < maps->n; i++) {
-		const struct vma *v = &maps->v[i];
+		struct vma *v = &maps->v[i];
 		struct range piece;
 
 		if (region_how(c, v) != HOW_PROTECT)
 			continue;
 		for (uint64_t a = v->start; uncovered(c, v, a, &piece); a = piece.end) {
 			r = cover_piece(c, v, piece.start, piece.end, frozen);
+			if (is_unprotectable(c, v, r, frozen)) {
+				v->unprotectable = true;
+				break;
+			}
 			if (r < 0)
 				return fail_cover(c, v, r, err);
 		}
@@ -252,10 +286,10 @@ static int protect_range(struct capture *c, uint64_t start, uint64_t end)
 	for (uint64_t at = start; arm_segment(c, at, end, &s); at = s.end) {
 		uint64_t from = ALIGN_DOWN(MAX(at, s.start), s.unit);
 		uint64_t to = MIN(ALIGN_UP(MIN(end, s.end), s.unit), s.end);
-		int r = protect(c, from, to - from);
+		int r = protect(c, from, to - from, s.unit);
 		/* A part may be gone again: its event is on the way. */
 		for (; r == -ENOENT && from < to; from += s.unit) {
-			r = protect(c, from, s.unit);
+			r = protect(c, from, s.unit, s.unit);
 			if (r == 0)
 				r = -ENOENT;
 		}
@@ -324,7 +358,9 @@ int arm_settle(struct capture *c, struct usnap_err *err)
 		before = left;
 		if (pass >= FREE_PASSES)
 			c->throttle_us = THROTTLE_US;
-		left = protect_log(c);
+		left = futexes_note(c);
+		if (left == 0)
+			left = protect_log(c);
 		if (left < 0)
 			return usnap_fail_errno(err, (int)left,
 						"cannot protect the memory of process %d",
@@ -371,6 +407,8 @@ int arm(struct capture *c, struct usnap_err *err)
 		maps_free(&c->maps);
 		inject_hide(c, &maps);
 		c->maps = maps;
+		if ((r = futexes_note(c)) < 0)
+			return usnap_fail_errno(err, r, "cannot arm process %d", c->target->pid);
 		r = arm_cover(c, &c->maps, false, err);
 		if (r < 0)
 			return r;

@@ -13,7 +13,8 @@ int copier_flush(struct capture *c, struct copier *cp)
 		return 0;
 	if (pool_error(c->pool))
 		return pool_error(c->pool);
-	int r = memory_read_all(c, cp->pieces, cp->nr_pieces, b->data, b->nr_pages * PAGE_BYTES);
+	int r = memory_read_all(c, cp->pieces, cp->nr_pieces, b->data, b->nr_pages * PAGE_BYTES,
+				true);
 	if (r < 0)
 		return r;
 	for (unsigned i = 0; i < b->nr_runs; i++)

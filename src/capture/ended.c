@@ -1,9 +1,11 @@
 #include "capture/ended.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/uio.h>
+#include <sys/utsname.h>
 
 #include "capture/session.h"
 #include "common/compat.h"
@@ -17,6 +19,16 @@ enum {
 	TCB_TID = 0x2d0, /* int32: of the thread, 0 when it has ended */
 };
 
+/* Up to 6.18 the kernel writes to it whenever a thread has waited; later, only what has changed. */
+static bool kernel_writes_rseq(void)
+{
+	struct utsname u;
+	unsigned major, minor;
+
+	return uname(&u) == 0 && sscanf(u.release, "%u.%u", &major, &minor) == 2 &&
+	       (major < 6 || (major == 6 && minor < 19));
+}
+
 bool ended_is_noticed(const struct capture *c)
 {
 	struct {
@@ -24,7 +36,8 @@ bool ended_is_noticed(const struct capture *c)
 		uint32_t size, sig, flags, pad;
 	} rseq = {0};
 
-	return ptrace(PTRACE_GET_RSEQ_CONFIGURATION, c->tracees.t[0].tid, (void *)sizeof(rseq),
+	return kernel_writes_rseq() &&
+	       ptrace(PTRACE_GET_RSEQ_CONFIGURATION, c->tracees.t[0].tid, (void *)sizeof(rseq),
 		      &rseq) >= 0 &&
 	       rseq.pointer;
 }

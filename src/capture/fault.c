@@ -6,8 +6,9 @@
  * depends on the target or on the output:
  *
  *   - without a free block a fault is deferred, and tried again when the pool
- *     tells; faults that need none, and events, are served meanwhile. At most
- *     one fault is outstanding per thread of the target, which bounds the list;
+ *     tells; faults that need none, and events, are served meanwhile. A thread in
+ *     a system call that a signal waits for raises its fault anew, again and
+ *     again: one is kept for each address, which bounds the list;
  *   - a copy could block if its page were gone (reading it would raise a fault
  *     that nobody serves). A page can only go by way of an event, which waits
  *     for us, or by something that raises none; the supervisor (session.c)
@@ -57,6 +58,10 @@ static void count_latency(struct capture *c, uint64_t since_ns)
 
 static int defer(struct capture *c, struct deferred d)
 {
+	for (size_t i = 0; i < c->nr_deferred; i++)
+		if (c->deferred[i].addr == d.addr && c->deferred[i].wp == d.wp)
+			return 0;
+	c->news = true;
 	if (c->nr_deferred == c->deferred_room) {
 		size_t room = c->deferred_room ? c->deferred_room * 2 : 64;
 		struct deferred *bigger = realloc(c->deferred, room * sizeof(*bigger));
@@ -383,6 +388,8 @@ static void serve(struct capture *c, struct deferred d)
 	}
 	enum served r = d.wp ? serve_wp(c, d.addr) : serve_missing(c, d.addr);
 
+	if (r == SERVED)
+		c->news = true;
 	if (r != SERVED) {
 		/* Without memory for the list the attempt is lost, and so is the reason to wait. */
 		if (defer(c, d) < 0) {
@@ -429,9 +436,10 @@ int fault_drain(struct capture *c)
 		int r = n < 0 ? -errno : 0;
 		size_t nr = n > 0 ? (size_t)n / sizeof(msgs[0]) : 0;
 		bool events = false;
+		c->news = nr == 0;
 		for (size_t i = 0; i < nr; i++)
 			if (msgs[i].event != UFFD_EVENT_PAGEFAULT) {
-				events = true;
+				events = c->news = true;
 				discard_event(c, &msgs[i]);
 			}
 		atomic_store(&c->event_seq, events ? seq + 2 : seq);
@@ -449,6 +457,9 @@ int fault_drain(struct capture *c)
 					 });
 		if (r == -EINTR)
 			continue;
+		/* Nothing but what waits already: there would be no end to it. */
+		if (!c->news)
+			return 0;
 		if (nr == 0) {
 			/* Who has changed something and not yet said so may have been before a rescue. */
 			if (!uffd_event_pending(c->uffd))
@@ -475,6 +486,8 @@ static void *fault_thread(void *arg)
 		 * does so for a block, or for an event that has not been raised yet. */
 		if (c->nr_deferred)
 			timeout.tv_nsec = 1000000;
+		/* Repetitions only: they would be there again at once. */
+		fds[0].fd = c->nr_deferred && !c->news ? -1 : c->uffd;
 		pthread_mutex_unlock(&c->fault_lock);
 		if (asks == ASKS_WAIT)
 			timeout.tv_nsec = ASKS_WAIT_NS;

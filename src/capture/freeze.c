@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "capture/ended.h"
+#include "capture/futexes.h"
 #include "capture/session.h"
 #include "common/hurry.h"
 #include "common/util.h"
@@ -105,8 +106,7 @@ static int rescan(struct capture *c, struct ranges *rs)
 	return 0;
 }
 
-/* Copies what is populated in [start, end) of private memory, up to *budget pages. */
-static int copy_populated(struct capture *c, struct copier *cp, uint64_t start, uint64_t end,
+int freeze_copy_populated(struct capture *c, struct copier *cp, uint64_t start, uint64_t end,
 			  unsigned *budget)
 {
 	int r = 0;
@@ -159,15 +159,18 @@ static int settle_log(struct capture *c, struct copier *cp, struct ranges *log,
 	c->stats.arm_left = ranges_bytes(log) >> PAGE_SHIFT;
 	int r = rescan(c, discards);
 	exclude_pages(c);
+	if (r == 0)
+		r = futexes_freeze(c, cp);
 	for (size_t i = c->young.n; i-- > 0 && r == 0;)
-		r = copy_populated(c, cp, c->young.r[i].start, c->young.r[i].end, &young_budget);
+		r = freeze_copy_populated(c, cp, c->young.r[i].start, c->young.r[i].end,
+					  &young_budget);
 	for (size_t i = 0; i < log->n && r == 0; i++) {
 		const struct range *g = &log->r[i];
 		const struct segment *s = segmap_find(&c->segments, g->start);
 
 		if (s && s->unit == PAGE_BYTES && g->end <= s->end &&
 		    (g->end - g->start) >> PAGE_SHIFT <= budget)
-			r = copy_populated(c, cp, g->start, g->end, &budget);
+			r = freeze_copy_populated(c, cp, g->start, g->end, &budget);
 		else
 			r = ranges_add(&rest, g->start, g->end);
 	}

@@ -148,6 +148,12 @@ enum how region_how(const struct capture *c, const struct vma *v)
 {
 	switch (v->kind) {
 	case VMA_ANON:
+		/* MAP_DROPPABLE: the kernel may take its pages away at any time, and userfaultfd has
+		 * nothing to do with it. Whoever uses it counts on zeros. */
+		if (v->has_flags && v->flags & (1ull << VMF_DP))
+			return HOW_NONE;
+		if (v->unprotectable)
+			return HOW_FROZEN;
 		/* KSM may replace a page and lose its protection. */
 		if (c->ksm && v->has_flags && v->flags & (1ull << VMF_MG))
 			return HOW_FROZEN;

@@ -174,6 +174,14 @@ int scan_populated(struct capture *c, const struct segment *s, uint64_t start, u
 		c, start, end, 0, 0, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, populate_private, &p);
 }
 
+int scan_unprotected(struct capture *c, const struct segment *s)
+{
+	struct populate p = {c, s};
+
+	return scan_pages(c, s->start, s->end, 0, 0, PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+			  populate_private, &p);
+}
+
 static int count_bytes(void *arg, uint64_t start, uint64_t end, uint64_t categories)
 {
 	*(uint64_t *)arg += end - start;

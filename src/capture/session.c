@@ -499,6 +499,7 @@ static void capture_free(struct capture *c)
 	ranges_free(&c->discards);
 	ranges_free(&c->rescued);
 	ranges_free(&c->young);
+	ranges_free(&c->spared);
 	ranges_free(&c->excluded);
 	ranges_free(&c->unseen);
 	asks_free(&c->asks);

@@ -105,9 +105,13 @@ struct capture {
 	/* Mapped since arming began. What has just appeared is likely to be gone soon (the stack of
 	 * a spawned child, a buffer): copied during the freeze, it cannot be lost. The tracer's. */
 	struct ranges young;
+	/* Pages that the kernel writes to without waiting for us (futexes.h): sorted, not protected while
+	 * arming. The tracer's. */
+	struct ranges spared;
 	bool armed_once;
 	struct deferred *deferred;
 	size_t nr_deferred, deferred_room;
+	bool news; /* what was read last was not all in the list already */
 	struct block *open_block;
 	uint64_t last_fault_key;
 	pid_t last_discarder;
@@ -174,6 +178,8 @@ int scan_pages_running(const struct capture *c, uint64_t start, uint64_t end, ui
 /* Brings the populated bits of a segment's part up to date. */
 int scan_populated(struct capture *c, const struct segment *s, uint64_t start, uint64_t end,
 		   bool frozen);
+/* The same of a segment that is not protected yet: what is there, or being moved. */
+int scan_unprotected(struct capture *c, const struct segment *s);
 /* How much of [start, end) is there and protected. */
 int64_t scan_protected_bytes(const struct capture *c, uint64_t start, uint64_t end);
 /* 1: every page of [start, end) is there and protected; 0: not. */
@@ -187,15 +193,16 @@ int scan_open_object(const struct capture *c, const struct vma *v);
 
 /* memory.c: bytes of the target */
 int memory_read(const struct capture *c, uint64_t addr, void *buf, size_t len);
-/* n pieces, back to back into buf of len bytes. */
-int memory_read_all(const struct capture *c, const struct iovec *remote, unsigned n, void *buf,
-		    size_t len);
+/* n pieces, back to back into buf of len bytes. quick: they are few, and what is shared with other
+ * processes may become the target's own. */
+int memory_read_all(const struct capture *c, const struct iovec *pieces, unsigned n, void *buf,
+		    size_t len, bool quick);
 
 /* arm.c */
 int arm(struct capture *c, struct usnap_err *err);
 /* Protects what has been logged since, until the log is short: right before the freeze. */
 int arm_settle(struct capture *c, struct usnap_err *err);
-int arm_cover(struct capture *c, const struct maps *maps, bool frozen, struct usnap_err *err);
+int arm_cover(struct capture *c, struct maps *maps, bool frozen, struct usnap_err *err);
 /* Bytes of maps that would have to be armed yet. */
 uint64_t arm_uncovered_bytes(struct capture *c, const struct maps *maps);
 int arm_log(struct capture *c, uint64_t start, uint64_t end);
@@ -205,6 +212,10 @@ int arm_protect_ranges(struct capture *c, const struct ranges *rs);
 
 /* freeze.c */
 int freeze(struct capture *c, bool hold, struct usnap_err *err);
+/* Copies what is populated in [start, end) of private memory, up to *budget pages. */
+struct copier;
+int freeze_copy_populated(struct capture *c, struct copier *cp, uint64_t start, uint64_t end,
+			  unsigned *budget);
 
 /* fault.c */
 int fault_start(struct capture *c, struct usnap_err *err);

@@ -104,7 +104,7 @@ static int read_pieces(struct capture *c, const struct gather *g)
 		remote[i] = (struct iovec){(void *)(uintptr_t)g->pieces[i].addr,
 					   g->pieces[i].nr_pages * PAGE_BYTES};
 	return memory_read_all(c, remote, g->nr_pieces, g->block->data,
-			       g->block->nr_pages * PAGE_BYTES);
+			       g->block->nr_pages * PAGE_BYTES, false);
 }
 
 /* The reader of events is between two of them: its sequence number. */

@@ -11,6 +11,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "capture/futexes.h"
 #include "common/io.h"
 #include "common/util.h"
 
@@ -214,10 +215,12 @@ static int take_in_helper(struct remote_helper *h, void *arg, struct usnap_err *
 	return r;
 }
 
-/* Threads, those that wait in the kernel first: being stopped costs them nothing. */
+/* Threads, those that wait in the kernel first: being stopped costs them nothing. Last of all those whose
+ * wait would start again with a write. */
 static size_t idle_threads(const struct target *t, pid_t *ret, size_t max)
 {
-	size_t n = 0, nr_idle = 0;
+	pid_t last[TRIES];
+	size_t n = 0, nr_idle = 0, nr_last = 0;
 	cleanup_fd int fd = openat(t->procfd, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	cleanup_dir DIR *d = fd < 0 ? NULL : fdopendir(fd);
 	const struct dirent *e;
@@ -237,6 +240,11 @@ static size_t idle_threads(const struct target *t, pid_t *ret, size_t max)
 		char state = p && p[1] ? p[2] : 'Z';
 		if (state == 'Z' || state == 'X')
 			continue;
+		if (futexes_is_waiter(t, e->d_name)) {
+			if (nr_last < ARRAY_SIZE(last))
+				last[nr_last++] = tid;
+			continue;
+		}
 		ret[n++] = tid;
 		/* The first is the main one, on a stack of the kernel's making: see on_main_stack(). */
 		if (state == 'S' || (tid == t->pid && state == 'R')) {
@@ -244,6 +252,8 @@ static size_t idle_threads(const struct target *t, pid_t *ret, size_t max)
 			ret[nr_idle++] = tid;
 		}
 	}
+	for (size_t i = 0; i < nr_last && n < max; i++)
+		ret[n++] = last[i];
 	return n;
 }
 

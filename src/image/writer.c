@@ -19,6 +19,7 @@
 #include <errno.h>
 #include <jansson.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -70,7 +71,7 @@ struct image_writer {
 	struct image_writer_stats stats;
 	struct usnap_err failure;
 	atomic_int failed; /* failure.code, to be read without the lock */
-	bool begun, closing, indexed, committed;
+	bool runs, begun, closing, indexed, committed;
 	bool seeded; /* the index's seed was given */
 
 	pthread_mutex_t io_lock;
@@ -157,7 +158,12 @@ static void *writer_thread(void *ctx)
 	struct image_writer *w = ctx;
 	struct segment *s;
 
+	/* With descriptors of its own: a write to a file system that does not answer lasts beyond SIGKILL,
+	 * and would keep what the others have open, such as a userfaultfd that a process waits at. */
+	unshare(CLONE_FILES);
 	pthread_mutex_lock(&w->lock);
+	w->runs = true;
+	pthread_cond_broadcast(&w->to_encoders);
 	for (;;) {
 		while (!w->closing && !(s = next_full(w)))
 			pthread_cond_wait(&w->to_writer, &w->lock);
@@ -343,6 +349,10 @@ int image_writer_open(struct image_writer **ret, const struct image_writer_optio
 		r = -pthread_create(&w->thread, NULL, writer_thread, w);
 		pthread_sigmask(SIG_SETMASK, &before, NULL);
 		w->have_thread = r == 0;
+		pthread_mutex_lock(&w->lock);
+		while (r == 0 && !w->runs)
+			pthread_cond_wait(&w->to_encoders, &w->lock);
+		pthread_mutex_unlock(&w->lock);
 	}
 	if (r < 0) {
 		image_writer_close(w);

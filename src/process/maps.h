@@ -69,6 +69,7 @@ struct vma {
 	enum vma_kind kind;
 	bool has_flags; /* flags and page_size are known (from smaps) */
 	uint64_t flags; /* 1 << VMF_* */
+	bool unprotectable; /* userfaultfd does not take it, as was found in the freeze */
 	bool own_pages; /* a mapping of a file holds pages that are not the file's (from smaps) */
 	uint64_t page_size; /* KernelPageSize in bytes; the base page size if unknown */
 	char *path; /* "" when the kernel gives none */
