@@ -152,7 +152,7 @@ static int push_image(struct push *p, size_t i, struct usnap_err *err)
 	}
 	p->state[i] = CARRY_BAD;
 	if (!l->readable)
-		return carry_bad(&p->carry, image, -EBADMSG, "%s", l->why), 0;
+		return carry_bad(&p->carry, image, l->damaged ? -EBADMSG : -EIO, "%s", l->why), 0;
 	if (l->nr_missing)
 		return carry_bad(&p->carry, image, -EBADMSG,
 				 "cannot push '%s': the image %s, which it refers to, is missing",

@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "cli/cli.h"
@@ -202,8 +203,12 @@ static void show_done(struct restore *r, const struct restore_args *a, pid_t pid
 /* Before anything is made: who counts on the file is not to have a process without it. */
 static int try_pidfile(const char *path, struct usnap_err *err)
 {
-	int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+	struct stat st;
 
+	/* Who reads a pipe would take the trial for all there is; a link is followed when it is time. */
+	if (lstat(path, &st) == 0 && !S_ISREG(st.st_mode))
+		return 0;
+	int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
 	if (fd >= 0)
 		unlink(path);
 	else if (errno == EEXIST)

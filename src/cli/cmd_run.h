@@ -113,6 +113,7 @@ struct run_service {
 	pid_t at_work; /* child that takes or prunes, or 0 */
 	bool prunes;
 	bool wants_full; /* the next image is not to refer to others */
+	uint64_t taken_ms; /* T0 of the last image before the one at work; 0: not known */
 	bool remembered; /* the command, beside its images */
 	char obstacle[64]; /* the kind that was told of */
 	uint64_t rests_ns; /* CLOCK_MONOTONIC; until then none is taken of what was told to end */

@@ -173,16 +173,19 @@ static void close_over(struct prune_plan *p, const struct prune_rules *rules)
 		p->parent = choose_parent(p, (size_t)p->merge);
 }
 
-/* Of those that rules keep the oldest are given up, so many; never the newest. */
+/* Of those that rules keep the oldest are given up, so many; never the newest, nor the newest of those that
+ * are not from the future. */
 static void give_up(struct prune_plan *p, const struct prune_rules *rules, const unsigned *why,
 		    size_t nr)
 {
-	size_t last = p->images.nr;
+	size_t last = p->images.nr, past;
 
 	while (last && !why[last - 1])
 		last--;
+	for (past = last; past && (!why[past - 1] || p->images.image[past - 1].t0_ms > p->now_ms);)
+		past--;
 	for (size_t i = 0; i < p->images.nr; i++) {
-		bool gives = nr && why[i] && i + 1 < last;
+		bool gives = nr && why[i] && i + 1 < last && i + 1 != past;
 
 		p->why[i] = gives ? 0 : why[i];
 		nr -= gives;
@@ -244,6 +247,7 @@ static bool may_count(const struct prune_plan *p, size_t i)
 static int judge(struct prune_plan *p, const struct prune_rules *rules)
 {
 	struct retention_item *items = calloc(p->images.nr + 1, sizeof(*items));
+	struct retention keep = rules->keep;
 	size_t n = 0, k = 0;
 	int r = 0;
 
@@ -253,7 +257,9 @@ static int judge(struct prune_plan *p, const struct prune_rules *rules)
 		if (may_count(p, i))
 			items[n++] = (struct retention_item){.t0_ms = p->images.image[i].t0_ms,
 							     .bytes = p->images.image[i].bytes};
-	retention_apply(&rules->keep, items, n);
+	if (rules->keep.now_ms)
+		keep.now_ms = p->now_ms = store_time_ms(&p->images, rules->keep.now_ms);
+	retention_apply(&keep, items, n);
 	for (size_t i = 0; i < p->images.nr; i++)
 		if (may_count(p, i))
 			p->why[i] = items[k++].keep;
@@ -277,7 +283,7 @@ int prune_plan_make(struct prune_plan *p, struct store *s, const char *name,
 				&p->must,   &p->stays, &p->scratch};
 	int r;
 
-	*p = (struct prune_plan){.merge = -1, .parent = -1};
+	*p = (struct prune_plan){.merge = -1, .parent = -1, .now_ms = UINT64_MAX};
 	if ((r = store_scan(s, name, &p->images, err)) < 0 ||
 	    (r = store_links_load(s, name, &p->images, &p->links, err)) < 0)
 		return r;

@@ -49,6 +49,7 @@ struct prune_plan {
 	size_t held; /* of those that stay: for others only */
 	size_t mergeable; /* of these: could go if all were merged */
 	uint64_t bytes_after; /* of what stays; a guess while there is something to merge */
+	uint64_t now_ms; /* what is of later is from the future */
 	long merge; /* the image to be merged next, or -1 */
 	long parent; /* what it is to continue, or -1 */
 	bool *scratch;

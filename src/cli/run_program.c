@@ -18,6 +18,7 @@
 #include "common/io.h"
 #include "common/procstat.h"
 #include "common/util.h"
+#include "image/image.h"
 #include "store/links.h"
 #include "store/registry.h"
 #include "store/storelock.h"
@@ -368,35 +369,61 @@ static bool is_unfit(const struct run_args *a, const char *dir, const char *ref,
 	return true;
 }
 
+/* Whether something else than what image i refers to is in its place, as restore has said. What may not be
+ * read may be as good as any. */
+static bool lacks_ancestor(const char *dir, const struct store_images *images,
+			   const struct store_link *links, size_t i)
+{
+	struct usnap_image *img = usnap_image_new();
+	cleanup_free char *path = NULL;
+	struct usnap_err err = {0};
+	bool lacks = false;
+
+	if (asprintf(&path, "%s/%s", dir, images->image[i].file) < 0)
+		path = NULL;
+	if (img && path && usnap_image_open(img, path) == 0 && img_load_index(img) == 0)
+		lacks = img_open_chain(img, &err) == -ESTALE;
+	usnap_image_free(img);
+	for (size_t k = 0; lacks && k < links[i].nr_needs; k++) {
+		const struct store_link *l = &links[links[i].needs[k]];
+
+		lacks = l->readable || l->damaged;
+	}
+	return lacks;
+}
+
 static void tell_of_age(const struct run_args *a, const struct store_images *images, size_t i)
 {
 	const struct store_image *newest = store_newest(images, NULL, wall_ns() / 1000000);
+	const size_t past = (size_t)(newest - images->image) + 1;
 	char age[RUN_AGE_MAX];
 
+	if (past < images->nr && i < past)
+		msg_warning(
+			"%zu images of '%s' are of times later than now and were passed over: the "
+			"clock is wrong, or was",
+			images->nr - past, a->name);
 	if (&images->image[i] >= newest)
 		return;
 	run_image_age(newest->t0_ms - images->image[i].t0_ms, age);
 	msg_warning("'%s' is as it was %s before its newest image", a->name, age);
 }
 
-/* How many there are, but for one to avoid and what was taken since. All of them when nothing else is
- * left. */
-static size_t newest_wanted(const struct store_images *images, uint64_t avoid_ms)
+/* Which are tried, one after the other: from the newest back, and those from the future after them; what
+ * is to be avoided, and was taken since, when nothing else is left. */
+static void put_in_order(const struct store_images *images, uint64_t avoid_ms, size_t *order)
 {
-	size_t nr = images->nr;
+	const uint64_t now_ms = store_time_ms(images, wall_ns() / 1000000);
+	size_t n = 0;
 
-	while (avoid_ms && nr && images->image[nr - 1].t0_ms >= avoid_ms)
-		nr--;
-	return nr ? nr : images->nr;
-}
+	for (unsigned pass = 0; pass < 4; pass++)
+		for (size_t i = images->nr; i-- > 0;) {
+			const uint64_t t0_ms = images->image[i].t0_ms;
+			unsigned avoid = avoid_ms && t0_ms >= avoid_ms;
 
-/* How many of the first nr are not from the future; all of them when all are. */
-static size_t count_past(const struct store_images *images, size_t nr)
-{
-	const struct store_images wanted = {images->image, nr};
-	const struct store_image *newest = store_newest(&wanted, NULL, wall_ns() / 1000000);
-
-	return newest ? (size_t)(newest - images->image) + 1 : 0;
+			if (avoid * 2 + (t0_ms > now_ms) == pass)
+				order[n++] = i;
+		}
 }
 
 static enum outcome try_each(const struct run_args *a, const struct store *store,
@@ -410,11 +437,12 @@ static enum outcome try_each(const struct run_args *a, const struct store *store
 
 	if (asprintf(&dir, "%s/%s", store_path(store), a->name) < 0)
 		dir = NULL;
-	const size_t nr = newest_wanted(images, ret->avoid_ms), past = count_past(images, nr);
+	cleanup_free size_t *order = calloc(images->nr + 1, sizeof(*order));
 
-	for (size_t n = 0; dir && n < nr; n++) {
-		/* From the newest back; those from the future are the last resort. */
-		size_t i = n < past ? past - 1 - n : past + nr - 1 - n;
+	if (order)
+		put_in_order(images, ret->avoid_ms, order);
+	for (size_t n = 0; dir && order && n < images->nr; n++) {
+		const size_t i = order[n];
 		enum outcome o = DAMAGED;
 
 		/* Whoever reads it knows the time from list; of two at once it would be one. */
@@ -436,6 +464,8 @@ static enum outcome try_each(const struct run_args *a, const struct store *store
 			continue;
 		} else {
 			o = restore_one(a, id, ret, ret_signal);
+			if (o == FAILED && lacks_ancestor(dir, images, links, i))
+				o = DAMAGED;
 		}
 		ret->distrusts = skipped;
 		if (o == RUNS && !a->quiet)
@@ -455,7 +485,7 @@ static enum outcome try_each(const struct run_args *a, const struct store *store
 		skipped = ret->distrusts = true;
 	}
 	/* What is whole holds the data, by hand if not by itself. */
-	return unfit || !dir ? FAILED : DAMAGED;
+	return unfit || !dir || !order ? FAILED : DAMAGED;
 }
 
 /* Whoever removes images is waited for, unless a signal that wants an end comes first: they are blocked,

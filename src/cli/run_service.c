@@ -98,6 +98,14 @@ static size_t add_common(const struct run_service *s, const struct run_passed *p
 	return n;
 }
 
+/* T0 of the last image; 0 where nothing is known of one. */
+static uint64_t taken_ms(const struct run_service *s)
+{
+	struct registry_taken taken;
+
+	return registry_taken(s->program.pid, s->program.start_ticks, &taken) ? taken.t0_ms : 0;
+}
+
 static void snapshot(struct run_service *s)
 {
 	const char *argv[RUN_MAX_PASSED + 16] = {"uffd-snap", "snapshot"};
@@ -115,6 +123,7 @@ static void snapshot(struct run_service *s)
 	argv[n] = NULL;
 	s->wanted = false;
 	s->prunes = false;
+	s->taken_ms = taken_ms(s);
 	begin_child(s, argv, "take");
 }
 
@@ -171,7 +180,10 @@ static void reap(struct run_service *s)
 	s->at_work = 0;
 	if (pid < 0 || s->prunes || !WIFEXITED(status) || WEXITSTATUS(status))
 		return;
-	s->wants_full = false;
+	/* One that found others at work has taken none. */
+	const uint64_t last_ms = taken_ms(s);
+	if (!last_ms || last_ms != s->taken_ms)
+		s->wants_full = false;
 	look_at_image(s);
 	if (s->args->prune.nr)
 		prune(s);
@@ -270,6 +282,9 @@ int run_service_tick(void *arg)
 void run_service_last(struct run_service *s)
 {
 	s->wanted = true;
+	/* Removing can wait: the next one goes on with it. */
+	if (s->at_work && s->prunes)
+		kill(s->at_work, SIGTERM);
 }
 
 bool run_service_is_idle(const struct run_service *s)

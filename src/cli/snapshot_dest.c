@@ -14,6 +14,7 @@
 #include "common/io.h"
 #include "common/util.h"
 #include "image/format.h"
+#include "store/links.h"
 #include "store/store_commit.h"
 
 /* That of the unit that it was found by, where prune --unit finds it as well; or the one that it was
@@ -61,16 +62,19 @@ static bool is_full_due(const char *path, uint64_t full_every)
 	return due;
 }
 
-/* Whether an image is of this run. One that cannot be read: -1. */
-static int is_of_run(const char *path, const char *run)
+/* Whether an image is of this run. One that cannot be read: -1. One that is not what its name says is of
+ * none: what refers to it would not find it. */
+static int is_of_run(const struct store_image *i, const char *path, const char *run)
 {
 	struct usnap_image *img = usnap_image_new();
 	struct usnap_info info;
+	char why[512];
 	int r = -1;
 
 	if (img && usnap_image_open(img, path) == 0 &&
 	    usnap_image_get_info(img, &info, sizeof(info)) == 0)
-		r = !strcmp(info.run, run);
+		r = !strcmp(info.run, run) &&
+		    store_links_is_named(&info, i, path, why, sizeof(why));
 	usnap_image_free(img);
 	return r;
 }
@@ -93,7 +97,7 @@ static int choose_parent(struct snapshot_dest *d, const struct target *t, uint64
 	for (size_t back = 0; last && of_run == 0 && r == 0 && back < LOOK_BACK; back++) {
 		r = path_of(d, last[-(ptrdiff_t)back].file, &d->parent, err);
 		if (r == 0)
-			of_run = is_of_run(d->parent, run);
+			of_run = is_of_run(&last[-(ptrdiff_t)back], d->parent, run);
 		if (last - back == images.image)
 			break;
 	}

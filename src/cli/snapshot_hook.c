@@ -1,4 +1,5 @@
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <signal.h>
@@ -12,6 +13,7 @@
 #include <unistd.h>
 
 #include "cli/snapshot_run.h"
+#include "cli/unattended.h"
 #include "common/util.h"
 
 extern char **environ;
@@ -96,16 +98,22 @@ static int start(const char *command, char **env, pid_t *ret)
 	posix_spawnattr_setpgroup(&attr, 0);
 	posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK |
 						POSIX_SPAWN_SETPGROUP);
-	int r = -posix_spawn(ret, "/bin/sh", NULL, &attr, argv, env);
+	/* Apart from our terminal: one that reads it would be stopped. */
+	posix_spawn_file_actions_t files;
+	posix_spawn_file_actions_init(&files);
+	posix_spawn_file_actions_addopen(&files, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
 
+	int r = -posix_spawn(ret, "/bin/sh", &files, &attr, argv, env);
+
+	posix_spawn_file_actions_destroy(&files);
 	posix_spawnattr_destroy(&attr);
 	return r;
 }
 
-/* Waits for its end, passing on what signals we get. After limit_s (0: none) it is asked to end, and
+/* Waits for its end, passing on what signals we get; heard: how many were seen to. After limit_s (0: none) it is asked to end, and
  * then made to. Returns whether it ended by itself. */
-static bool wait_for(pid_t pid, uint64_t limit_s, const volatile sig_atomic_t *interrupted,
-		     int *ret_status)
+static bool wait_for(pid_t pid, uint64_t limit_s, unsigned heard,
+		     const volatile sig_atomic_t *interrupted, int *ret_status)
 {
 	const uint64_t begin = now_ns();
 	struct pollfd end = {.fd = (int)syscall(SYS_pidfd_open, pid, 0), .events = POLLIN};
@@ -125,8 +133,11 @@ static bool wait_for(pid_t pid, uint64_t limit_s, const volatile sig_atomic_t *i
 			kill(-pid, SIGKILL);
 		}
 		/* The limit is no event; a look now and then costs nothing. */
-		if (poll(&end, 1, 100) < 0 && *interrupted && *interrupted != SIGALRM)
+		poll(&end, 1, 100);
+		const unsigned ends = unattended_ends();
+		if (ends != heard)
 			kill(-pid, *interrupted);
+		heard = ends;
 	}
 	if (end.fd >= 0)
 		close(end.fd);
@@ -150,7 +161,9 @@ int snapshot_hook(const struct snapshot_args *a, const struct snapshot_run *run,
 	free(f.env);
 	if (r < 0)
 		return usnap_fail_errno(err, r, "cannot run '%s'", command);
-	if (!wait_for(pid, a->timeout_s, interrupted, &status))
+	/* What made the snapshot fail is not for the command that tells of it. */
+	const unsigned heard = run->error ? unattended_ends() : 0;
+	if (!wait_for(pid, a->timeout_s, heard, interrupted, &status))
 		return usnap_fail(err, -ETIMEDOUT,
 				  "cannot run '%s': it did not end within %" PRIu64 " s", command,
 				  a->timeout_s);

@@ -16,9 +16,12 @@ enum {
 };
 
 static volatile sig_atomic_t interrupted;
+static unsigned nr_ends;
 
 static void on_signal(int sig)
 {
+	if (sig != SIGALRM)
+		__atomic_add_fetch(&nr_ends, 1, __ATOMIC_RELAXED);
 	/* The limit does not hide that somebody wanted an end. */
 	if (!interrupted || sig != SIGALRM)
 		__atomic_store_n(&interrupted, sig, __ATOMIC_RELAXED);
@@ -37,6 +40,11 @@ const volatile sig_atomic_t *unattended_catch_signals(void)
 	sa.sa_handler = SIG_IGN;
 	sigaction(SIGPIPE, &sa, NULL); /* a closed pipe is an error of write(2) */
 	return &interrupted;
+}
+
+unsigned unattended_ends(void)
+{
+	return __atomic_load_n(&nr_ends, __ATOMIC_RELAXED);
 }
 
 void unattended_limit_time(uint64_t seconds)

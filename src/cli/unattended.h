@@ -17,6 +17,9 @@
 /* SIGINT, SIGTERM, SIGHUP and SIGQUIT, and SIGALRM for the limit. SIGPIPE is ignored. */
 const volatile sig_atomic_t *unattended_catch_signals(void);
 
+/* How many of them there have been, but for SIGALRM. */
+unsigned unattended_ends(void);
+
 void unattended_limit_time(uint64_t seconds);
 
 /* The calling thread and those that it starts. nice: 0: as it is. idle: the niceness is 19, and

@@ -128,7 +128,8 @@ static int load(struct store_link *l, const char *path, const struct store_image
 	    (r = usnap_image_get_info(img, &info, sizeof(info))) < 0 ||
 	    (r = img_read_refers(img, &refers, &n)) < 0) {
 		snprintf(l->why, sizeof(l->why), "%s", usnap_image_error(img));
-		l->damaged = r == -EBADMSG;
+		/* -EINVAL: it is something else altogether, such as zeros. */
+		l->damaged = r == -EBADMSG || r == -EINVAL;
 		r = r == -ENOMEM ? r : 0;
 	} else if (!store_links_is_named(&info, i, path, l->why, sizeof(l->why))) {
 		l->damaged = true;

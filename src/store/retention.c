@@ -56,8 +56,9 @@ static void keep_periods(unsigned rule, uint64_t count, struct retention_item *i
 	}
 }
 
-/* From the oldest on, until what stays fits. */
-static void fit(uint64_t max_bytes, struct retention_item *items, size_t n)
+/* From the oldest on, until what stays fits. The newest stays, be it from the future or not: which of the
+ * two it is in truth is not known here. */
+static void fit(uint64_t max_bytes, struct retention_item *items, size_t n, size_t past)
 {
 	uint64_t total = 0;
 
@@ -65,7 +66,7 @@ static void fit(uint64_t max_bytes, struct retention_item *items, size_t n)
 		if (items[i].keep)
 			total += items[i].bytes;
 	for (size_t i = 0; i + 1 < n && total > max_bytes; i++) {
-		if (!items[i].keep)
+		if (!items[i].keep || i + 1 == past)
 			continue;
 		items[i].keep = 0;
 		total -= items[i].bytes;
@@ -103,7 +104,7 @@ void retention_apply(const struct retention *r, struct retention_item *items, si
 	apply_rules(r, items, past);
 	apply_rules(r, items + past, n - past);
 	if (r->max_bytes)
-		fit(r->max_bytes, items, n);
+		fit(r->max_bytes, items, n, past);
 }
 
 const char *retention_reasons(unsigned keep, char *buf, size_t room)

@@ -84,10 +84,15 @@ struct store_image {
 struct store_images {
 	struct store_image *image;
 	size_t nr;
+	uint64_t latest_ms; /* T0 of the one that "latest" points at; 0: it points at none */
 };
 
 int store_scan(struct store *s, const char *name, struct store_images *ret, struct usnap_err *err);
 void store_images_free(struct store_images *images);
+
+/* The time that it is at least: the clock may be behind, as after a start of the machine, but what was taken
+ * last ("latest") has been. */
+uint64_t store_time_ms(const struct store_images *images, uint64_t now_ms);
 
 /* The newest; of those from the future only if there are no others: a clock that was wrong once is not
  * to decide for ever. without: one for each, which not to look at, or NULL. NULL when there is none. */

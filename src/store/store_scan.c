@@ -79,11 +79,14 @@ int store_scan(struct store *s, const char *name, struct store_images *ret, stru
 	int fd = store_open_name(s, name, false, err), r = 0;
 	cleanup_dir DIR *d = NULL;
 	struct dirent *e;
+	char latest[STORE_FILE_LEN + 2];
 	struct stat st;
 	size_t room = 0;
 
 	if (fd < 0)
 		return fd;
+	ssize_t len = readlinkat(fd, "latest", latest, sizeof(latest) - 1);
+	latest[MAX(len, 0)] = '\0';
 	if (!(d = fdopendir(fd))) {
 		r = -errno;
 		close(fd);
@@ -98,6 +101,8 @@ int store_scan(struct store *s, const char *name, struct store_images *ret, stru
 			continue;
 		i.bytes = (uint64_t)st.st_size;
 		r = add(&images, &room, &i);
+		if (r == 0 && !strcmp(i.file, latest))
+			images.latest_ms = i.t0_ms;
 	}
 	if (r == 0 && errno)
 		r = -errno;
@@ -117,11 +122,17 @@ void store_images_free(struct store_images *images)
 	*images = (struct store_images){0};
 }
 
+uint64_t store_time_ms(const struct store_images *images, uint64_t now_ms)
+{
+	return MAX(now_ms, images->latest_ms);
+}
+
 const struct store_image *store_newest(const struct store_images *images, const bool *without,
 				       uint64_t now_ms)
 {
 	const struct store_image *future = NULL;
 
+	now_ms = store_time_ms(images, now_ms);
 	for (size_t i = images->nr; i-- > 0;) {
 		if (without && without[i])
 			continue;

@@ -122,6 +122,22 @@ says err "cannot write 'nowhere/pid': No such file or directory"
 [ ! -e /proc/$pid/exe ] || [ "$(readlink "/proc/$pid/exe")" != /usr/bin/sleep ] ||
 	fail 'a process without its file was left behind'
 
+# A pipe has one reader, who takes the first that is written for all.
+mkfifo pidpipe
+timeout 60 cat pidpipe >heard &
+reader=$!
+timeout 60 "$UFFD_SNAP" restore --detach -q --pidfile pidpipe sleep.usnap >told 2>err ||
+	fail "with a pipe for the PID: $(cat err)"
+wait $reader
+same 'PID through a pipe' "$(cat heard)" "$(cat told)"
+kill -KILL "$(cat told)"
+# A link is made use of, wherever it leads.
+ln -s linked linkedpid
+exits 0 usnap restore --detach -q --pidfile linkedpid sleep.usnap
+same 'PID through a link' "$(cat linked)" "$(cat out)"
+kill -KILL "$(cat out)"
+
+
 # Whoever cannot be told of it: it runs.
 got=0
 usnap restore --detach --pidfile ran sleep.usnap >/dev/full 2>err || got=$?

@@ -61,8 +61,8 @@ back() {
 	wait_until 30 rcli ping
 	serving
 	last=$(sed -n "s/^uffd-snap: brought back '\(.*\)' as process.*/\1/p" run.err | tail -n 1)
-	same "generation $g: image" "$(usnap info --store "$store" --json "$last" | jq -r .id)" \
-		"$(usnap info --json "$image" | jq -r .id)"
+	same "generation $g: image" "$(usnap info --store "$store" --json "$last" | jq -r .snapshot.id)" \
+		"$(usnap info --json "$image" | jq -r .snapshot.id)"
 	where=(--unix "$sock")
 	[ $((g % 2)) = 0 ] || where=(--port "$port")
 	timeout 60 "$WORKLOADS/kvhistory" "${where[@]}" --run "$g" --check history --t0 "$(t0_of "$image")" >check.out 2>&1 ||
@@ -111,8 +111,8 @@ wait_until 30 rcli ping
 serving
 says run.err "skipped: '$name@"
 last=$(sed -n "s/^uffd-snap: brought back '\(.*\)' as process.*/\1/p" run.err | tail -n 1)
-same 'image before the damaged one' "$(usnap info --store "$store" --json "$last" | jq -r .id)" \
-	"$(usnap info --store "$store" --json "$whole" | jq -r .id)"
+same 'image before the damaged one' "$(usnap info --store "$store" --json "$last" | jq -r .snapshot.id)" \
+	"$(usnap info --store "$store" --json "$whole" | jq -r .snapshot.id)"
 [ "$damaged" != "$whole" ] || fail 'one image is too few'
 
 # The newest one goes, which prune would keep.

@@ -134,6 +134,17 @@ says err "cannot run 'exit 1'"
 exits 0 usnap snapshot -q "${name[@]}" --store other --on-success \
 	"'$UFFD_SNAP' prune -q --keep-last 1 cron && '$UFFD_SNAP' list -q cron >listed"
 same 'the command had the other store' "$(wc -l <listed)" 1
+exits 0 usnap snapshot -q "${name[@]}" --store other --on-success 'cat >read'
+# And is told what tells us to end, whenever it comes.
+"$UFFD_SNAP" snapshot -q "${name[@]}" --store other --on-success 'echo $$ >begun; exec sleep 100' 2>err &
+waits=$!
+adopt $waits
+wait_until 20 test -s begun
+kill -TERM $waits
+got=0
+wait $waits || got=$?
+same 'status of a command that was told to end' $got 1
+says err 'it died of signal 15'
 before=$SECONDS
 exits 1 usnap snapshot -q "${name[@]}" --store other --timeout 1 --on-success 'sleep 100; echo late >late'
 says err "cannot run 'sleep 100; echo late >late': it did not end within 1 s"

@@ -184,6 +184,21 @@ Test(retention, images_from_the_future_take_nobodys_place)
 	cr_assert_eq(kept(), 2);
 }
 
+Test(retention, size_removes_neither_the_newest_nor_that_from_the_future)
+{
+	struct retention rules = {.max_bytes = 150, .now_ms = at("20200103T000000.000Z")};
+
+	for (unsigned i = 0; i < 5; i++)
+		add(at("20200101T000000.000Z") + i * UINT64_C(3600000));
+	add(at("20380101T000000.000Z"));
+	apply(rules);
+	cr_assert_eq(kept(), 2);
+	cr_assert(items[4].keep && items[5].keep);
+	rules.max_bytes = 350;
+	apply(rules);
+	cr_assert_eq(kept(), 3);
+}
+
 Test(retention, size_removes_the_oldest)
 {
 	for (unsigned i = 0; i < 10; i++)

@@ -329,6 +329,28 @@ Test(store, an_image_from_the_future_is_newest_only_without_others)
 	store_images_free(&images);
 }
 
+Test(store, a_clock_that_is_behind_does_not_make_the_last_image_one_of_the_future)
+{
+	const struct store_image *found;
+	struct store_images images;
+	struct usnap_err err = {0};
+	bool without[] = {false, true, false};
+
+	fill(&images);
+	uint64_t now_ms = images.image[0].t0_ms;
+	images.latest_ms = images.image[1].t0_ms;
+	cr_assert_eq(store_newest(&images, NULL, now_ms), images.image + 1);
+	cr_assert_eq(store_find(&images, "n", NULL, (int64_t)(now_ms / 1000), &found, &err), 0);
+	cr_assert_eq(found - images.image, 1);
+	/* Those before it come next, and those after it last. */
+	cr_assert_eq(store_newest(&images, without, now_ms), images.image);
+	without[0] = true;
+	cr_assert_eq(store_newest(&images, without, now_ms), images.image + 2);
+	cr_assert_eq(store_time_ms(&images, now_ms), images.image[1].t0_ms);
+	cr_assert_eq(store_time_ms(&images, images.latest_ms + 1), images.latest_ms + 1);
+	store_images_free(&images);
+}
+
 Test(store, a_time_spans_what_it_says)
 {
 	static const struct {
