@@ -10,6 +10,7 @@
 #include "agent/control.h"
 #include "agent/raw.h"
 #include "common/rundir.h"
+#include "common/timens.h"
 
 #define ADDR(p) ((uint64_t)(uintptr_t)(p))
 #define AT_HERE ((uint64_t)AT_FDCWD)
@@ -108,6 +109,26 @@ static bool read_file(int64_t dir, const char *path, char *buf, size_t room)
 	return true;
 }
 
+/* timens.h. "monotonic  0  0\nboottime  -5000  0\n" */
+static int64_t own_boottime_ns(void)
+{
+	char text[256];
+	const char *s;
+
+	if (!read_file(AT_FDCWD, "/proc/self/timens_offsets", text, sizeof(text)) ||
+	    !(s = strstr(text, "boottime")))
+		return 0;
+	s += strlen("boottime");
+	while (*s == ' ')
+		s++;
+	int64_t sign = *s == '-' ? -1 : 1;
+	s += *s == '-';
+	int64_t seconds = sign * (int64_t)parse_number(&s);
+	while (*s == ' ')
+		s++;
+	return seconds * 1000000000 + (int64_t)parse_number(&s);
+}
+
 bool around_look(uint32_t pid, struct around *ret)
 {
 	char path[64], text[1024];
@@ -136,7 +157,7 @@ bool around_look(uint32_t pid, struct around *ret)
 		if (nr == FIELD_PPID)
 			ret->ppid = (uint32_t)parse_number(&s);
 	}
-	ret->start = parse_number(&s);
+	ret->start = timens_ticks_outside(parse_number(&s), own_boottime_ns());
 	return true;
 }
 

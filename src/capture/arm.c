@@ -149,10 +149,10 @@ static int cover_piece(struct capture *c, const struct vma *v, uint64_t start, u
 		r = check_registered(c, start, end - start);
 	/* Of hugetlbfs, what is being moved looks like what is absent and protected, once that is. */
 	if (r == 0 && s.unit != PAGE_BYTES)
-		r = scan_unprotected(c, &s);
+		r = scan_unprotected(c, &s, frozen);
 	if (r == 0)
 		r = protect_steps(c, &s);
-	if (r == 0)
+	if (r == 0 && !(frozen && s.unit != PAGE_BYTES))
 		r = scan_populated(c, &s, start, end, frozen);
 	if (r < 0) {
 		pthread_mutex_lock(&c->map_lock);

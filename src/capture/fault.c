@@ -34,6 +34,7 @@
 enum {
 	BATCH = 32, /* messages read at once */
 	CLUSTER_PAGES = 16, /* copied together where neighbours fault too */
+	LONG_PAGES = 32, /* read the way that is faster for long runs, such as a huge page */
 	EXCLUDED_PAGES = 128, /* let go together */
 	ZERO_PAGES = 64, /* filled together after T0: costs no memory */
 	ZERO_PAGES_ARM = 16, /* before T0 they have to be protected again */
@@ -168,7 +169,9 @@ static enum served copy_run(struct capture *c, uint64_t addr, uint64_t key, unsi
 		unsigned char *at = block_add(b, key, n);
 
 		atomic_store(&c->reading_since_ns, now_ns());
-		int r = memory_read(c, addr, at, n * PAGE_BYTES);
+		const struct iovec run = {(void *)(uintptr_t)addr, n * PAGE_BYTES};
+		int r = n < LONG_PAGES ? memory_read(c, addr, at, run.iov_len)
+				       : memory_read_all(c, &run, 1, at, run.iov_len, false);
 		atomic_store(&c->reading_since_ns, 0);
 		/* Unless something lifted that without an event, they are protected; the page that
 		 * faulted, too, was so when the kernel said it, which may be long ago. */

@@ -158,9 +158,12 @@ static int settle_log(struct capture *c, struct copier *cp, struct ranges *log,
 	ranges_merge(discards, 0);
 	c->stats.arm_left = ranges_bytes(log) >> PAGE_SHIFT;
 	int r = rescan(c, discards);
+	/* What was a page of zeros could be written unseen. */
+	if (r == 0)
+		r = rescan(c, &c->spared);
 	exclude_pages(c);
 	if (r == 0)
-		r = futexes_freeze(c, cp);
+		r = futexes_copy(c, cp);
 	for (size_t i = c->young.n; i-- > 0 && r == 0;)
 		r = freeze_copy_populated(c, cp, c->young.r[i].start, c->young.r[i].end,
 					  &young_budget);
@@ -369,8 +372,13 @@ static int freeze_once(struct capture *c, bool hold, struct copier *cp, uint64_t
 	start = now_ns();
 	if (r == 0)
 		r = tracees_stop(&c->tracees, c->target, true, start + stop_ns, err);
+	if (r == 0 && c->uffd >= 0 && (r = futexes_stopped(c)) < 0)
+		usnap_fail_errno(err, r, "cannot keep track of pages");
 	if (r < 0) {
 		c->straggler = c->tracees.straggler;
+		/* Some have been interrupted. */
+		if (c->uffd >= 0)
+			futexes_note(c);
 		/* One that does not stop for seconds would not for the next try either. */
 		if (tracees_release(&c->tracees, c->target) && r == -EAGAIN)
 			r = err->code = -EBUSY;

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include "capture/session.h"
 #include "common/io.h"
@@ -16,6 +17,8 @@
 #ifndef FUTEX_LOCK_PI2
 #define FUTEX_LOCK_PI2 13
 #endif
+
+#define OPEN_NS 500000000u
 
 unsigned futexes_written(uint64_t nr, uint64_t op, uint64_t addr, uint64_t addr2, uint64_t ret[2])
 {
@@ -76,6 +79,26 @@ static int spare(struct capture *c, const uint64_t *words, unsigned n)
 	return r;
 }
 
+/* What is protected already. In larger pages that cannot be lifted for a part. */
+static int open_spared(struct capture *c)
+{
+	const uint64_t deadline = now_ns() + OPEN_NS;
+
+	ranges_merge(&c->spared, 0);
+	/* From T0 on what is protected is so until it has been copied. */
+	if (c->uffd < 0 || c->phase != PHASE_ARM)
+		return 0;
+	for (size_t i = 0; i < c->spared.n; i++) {
+		const struct range *g = &c->spared.r[i];
+
+		/* An event is pending: the fault thread will read it. */
+		while (uffd_unprotect(c->uffd, g->start, g->end - g->start) == -EAGAIN &&
+		       !c->failed && now_ns() < deadline)
+			usleep(10);
+	}
+	return 0;
+}
+
 int futexes_note(struct capture *c)
 {
 	cleanup_fd int fd = openat(c->target->procfd, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -93,26 +116,10 @@ int futexes_note(struct capture *c)
 		if (e->d_name[0] != '.')
 			r = spare(c, words, of_thread(tasks, e->d_name, words));
 	}
-	ranges_merge(&c->spared, 0);
-	return r;
+	return r < 0 ? r : open_spared(c);
 }
 
-/* What lies in larger pages is not spared, and stays protected. */
-static int open_page(struct capture *c, struct copier *cp, uint64_t page)
-{
-	const struct segment *s = segmap_find(&c->segments, page);
-	unsigned budget = 1;
-	int r;
-
-	if (!s || s->unit != PAGE_BYTES)
-		return 0;
-	r = freeze_copy_populated(c, cp, page, page + PAGE_BYTES, &budget);
-	if (r == 0)
-		r = uffd_unprotect(c->uffd, page, PAGE_BYTES);
-	return r == -ENOENT ? 0 : r;
-}
-
-int futexes_freeze(struct capture *c, struct copier *cp)
+int futexes_stopped(struct capture *c)
 {
 	int r = 0;
 
@@ -123,10 +130,27 @@ int futexes_freeze(struct capture *c, struct copier *cp)
 		r = spare(c, words,
 			  futexes_written(regs->orig_rax, regs->rsi, regs->rdi, regs->r8, words));
 	}
-	ranges_merge(&c->spared, 0);
+	return r < 0 ? r : open_spared(c);
+}
+
+static int copy_page(struct capture *c, struct copier *cp, uint64_t page)
+{
+	const struct segment *s = segmap_find(&c->segments, page);
+	unsigned budget = 1;
+
+	/* What lies in larger pages is not spared. */
+	return s && s->unit == PAGE_BYTES
+		       ? freeze_copy_populated(c, cp, page, page + PAGE_BYTES, &budget)
+		       : 0;
+}
+
+int futexes_copy(struct capture *c, struct copier *cp)
+{
+	int r = 0;
+
 	for (size_t i = 0; i < c->spared.n && r == 0; i++)
 		for (uint64_t page = c->spared.r[i].start; page < c->spared.r[i].end && r == 0;
 		     page += PAGE_BYTES)
-			r = open_page(c, cp, page);
+			r = copy_page(c, cp, page);
 	return r;
 }

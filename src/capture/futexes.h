@@ -27,9 +27,13 @@ unsigned futexes_written(uint64_t nr, uint64_t op, uint64_t addr, uint64_t addr2
 /* Whether a thread waits in such a call. False if that is not known. */
 bool futexes_is_waiter(const struct target *t, const char *tid);
 
-/* While arming: adds those of the threads that wait now to what is spared. The tracer's. 0 or -ENOMEM. */
+/* What is spared is not protected until it has been copied, or the attempt is over. The tracer's; 0 or
+ * -ENOMEM. */
+/* While arming, and before threads are stopped: those of the threads that wait now. */
 int futexes_note(struct capture *c);
-/* In the freeze: those of all threads, by their registers; copies them, and lifts what protects them. */
-int futexes_freeze(struct capture *c, struct copier *cp);
+/* When all have stopped: those of all threads, by their registers. */
+int futexes_stopped(struct capture *c);
+/* In the freeze: copies what is spared, and populated. */
+int futexes_copy(struct capture *c, struct copier *cp);
 
 #endif

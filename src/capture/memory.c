@@ -20,7 +20,18 @@
 
 int memory_read(const struct capture *c, uint64_t addr, void *buf, size_t len)
 {
-	return io_pread_full(c->mem_fd, buf, len, addr);
+	int r = io_pread_full(c->mem_fd, buf, len, addr);
+
+	return r == -ENODATA ? -ESRCH : r; /* the memory is gone */
+}
+
+static int read_quickly(const struct capture *c, const struct iovec *pieces, unsigned n, void *buf,
+			size_t len)
+{
+	struct iovec local = {buf, len};
+
+	return process_vm_readv(c->target->pid, &local, 1, pieces, n, 0) == (ssize_t)len ? 0
+											 : -EFAULT;
 }
 
 /* Each page is mapped once, and there. */
@@ -39,27 +50,22 @@ static bool is_exclusive(const struct capture *c, const struct iovec *piece)
 	return true;
 }
 
-static int read_each(const struct capture *c, const struct iovec *pieces, unsigned n, char *at)
-{
-	int r = 0;
-
-	for (unsigned i = 0; i < n && r == 0; i++) {
-		r = memory_read(c, (uintptr_t)pieces[i].iov_base, at, pieces[i].iov_len);
-		at += pieces[i].iov_len;
-	}
-	return r;
-}
-
 int memory_read_all(const struct capture *c, const struct iovec *pieces, unsigned n, void *buf,
 		    size_t len, bool quick)
 {
-	struct iovec local = {buf, len};
 	bool exclusive = true;
+	char *at = buf;
+	int r = 0;
 
 	for (unsigned i = 0; !quick && exclusive && i < n; i++)
 		exclusive = is_exclusive(c, &pieces[i]);
-	if (exclusive && process_vm_readv(c->target->pid, &local, 1, pieces, n, 0) == (ssize_t)len)
+	if (exclusive && read_quickly(c, pieces, n, buf, len) == 0)
 		return 0;
 	/* Some piece cannot be read that way, or is not to be. */
-	return read_each(c, pieces, n, buf);
+	for (unsigned i = 0; i < n && r == 0; i++) {
+		if (!quick || n == 1 || read_quickly(c, &pieces[i], 1, at, pieces[i].iov_len) < 0)
+			r = memory_read(c, (uintptr_t)pieces[i].iov_base, at, pieces[i].iov_len);
+		at += pieces[i].iov_len;
+	}
+	return r;
 }

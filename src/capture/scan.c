@@ -174,10 +174,12 @@ int scan_populated(struct capture *c, const struct segment *s, uint64_t start, u
 		c, start, end, 0, 0, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, populate_private, &p);
 }
 
-int scan_unprotected(struct capture *c, const struct segment *s)
+int scan_unprotected(struct capture *c, const struct segment *s, bool frozen)
 {
 	struct populate p = {c, s};
 
+	if (frozen)
+		pageset_depopulate(c->pages, s->key, (s->end - s->start) >> PAGE_SHIFT);
 	return scan_pages(c, s->start, s->end, 0, 0, PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
 			  populate_private, &p);
 }

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "capture/ended.h"
+#include "capture/futexes.h"
 #include "capture/session.h"
 #include "common/hurry.h"
 #include "common/io.h"
@@ -96,6 +97,8 @@ int capture_all_stopped(struct capture *c, uint64_t stop_ns, int (*fn)(struct ca
 	struct usnap_err why = {0};
 	int r = tracees_seize(&c->tracees, c->target, &why);
 
+	if (r == 0 && c->uffd >= 0)
+		r = futexes_note(c);
 	thread_hurry(true);
 	if (r == 0)
 		r = tracees_stop(&c->tracees, c->target, true, now_ns() + stop_ns, &why);
@@ -161,7 +164,7 @@ static int begin_attempt(struct capture *c, struct usnap_err *err)
 	segmap_clear(&c->segments);
 	pthread_mutex_unlock(&c->map_lock);
 	pageset_reset(c->pages);
-	c->log.n = c->discards.n = c->rescued.n = c->young.n = 0;
+	c->log.n = c->discards.n = c->rescued.n = c->young.n = c->spared.n = 0;
 	c->armed_once = false;
 	pthread_mutex_unlock(&c->fault_lock);
 

@@ -179,7 +179,7 @@ int scan_pages_running(const struct capture *c, uint64_t start, uint64_t end, ui
 int scan_populated(struct capture *c, const struct segment *s, uint64_t start, uint64_t end,
 		   bool frozen);
 /* The same of a segment that is not protected yet: what is there, or being moved. */
-int scan_unprotected(struct capture *c, const struct segment *s);
+int scan_unprotected(struct capture *c, const struct segment *s, bool frozen);
 /* How much of [start, end) is there and protected. */
 int64_t scan_protected_bytes(const struct capture *c, uint64_t start, uint64_t end);
 /* 1: every page of [start, end) is there and protected; 0: not. */

@@ -110,6 +110,7 @@ struct run_service {
 	char name[STORE_NAME_MAX + 1];
 	uint64_t next_ns; /* CLOCK_MONOTONIC */
 	bool wanted; /* one more, now */
+	bool ends; /* that is the last one */
 	pid_t at_work; /* child that takes or prunes, or 0 */
 	bool prunes;
 	bool wants_full; /* the next image is not to refer to others */

@@ -384,12 +384,14 @@ static bool lacks_ancestor(const char *dir, const struct store_images *images,
 	if (img && path && usnap_image_open(img, path) == 0 && img_load_index(img) == 0)
 		lacks = img_open_chain(img, &err) == -ESTALE;
 	usnap_image_free(img);
+	bool any = false;
 	for (size_t k = 0; lacks && k < links[i].nr_needs; k++) {
 		const struct store_link *l = &links[links[i].needs[k]];
 
+		any |= l->damaged;
 		lacks = l->readable || l->damaged;
 	}
-	return lacks;
+	return lacks && any;
 }
 
 static void tell_of_age(const struct run_args *a, const struct store_images *images, size_t i)

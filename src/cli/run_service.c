@@ -185,7 +185,7 @@ static void reap(struct run_service *s)
 	if (!last_ms || last_ms != s->taken_ms)
 		s->wants_full = false;
 	look_at_image(s);
-	if (s->args->prune.nr)
+	if (s->args->prune.nr && !s->ends)
 		prune(s);
 }
 
@@ -281,7 +281,7 @@ int run_service_tick(void *arg)
 
 void run_service_last(struct run_service *s)
 {
-	s->wanted = true;
+	s->wanted = s->ends = true;
 	/* Removing can wait: the next one goes on with it. */
 	if (s->at_work && s->prunes)
 		kill(s->at_work, SIGTERM);

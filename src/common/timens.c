@@ -34,13 +34,5 @@ uint64_t timens_start_ticks(uint64_t shown)
 	struct timens_offsets own;
 
 	timens_own(&own);
-
-	int64_t ticks = own.boottime_ns / TIMENS_TICK_NS;
-	/* The kernel divides what is below zero as a number without a sign. */
-	int64_t since = shown > UINT64_MAX / TIMENS_TICK_NS / 2
-				? (int64_t)(shown - UINT64_MAX / TIMENS_TICK_NS)
-				: (int64_t)shown;
-
-	ticks -= own.boottime_ns % TIMENS_TICK_NS < 0;
-	return (uint64_t)(since - ticks);
+	return timens_ticks_outside(shown, own.boottime_ns);
 }

@@ -26,4 +26,15 @@ void timens_own(struct timens_offsets *ret);
  * more at times. */
 uint64_t timens_start_ticks(uint64_t shown);
 
+/* The same, as read by a process with this offset. */
+static inline uint64_t timens_ticks_outside(uint64_t shown, int64_t boottime_ns)
+{
+	/* The kernel divides what is below zero as a number without a sign. */
+	const uint64_t wrap = UINT64_MAX / TIMENS_TICK_NS;
+	int64_t since = shown > wrap / 2 ? (int64_t)(shown - wrap) : (int64_t)shown;
+	int64_t ticks = boottime_ns / TIMENS_TICK_NS - (boottime_ns % TIMENS_TICK_NS < 0);
+
+	return (uint64_t)(since - ticks);
+}
+
 #endif

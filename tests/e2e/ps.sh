@@ -67,7 +67,7 @@ same 'file after a kill' "$(of "$big" last_file)" "$PWD/slow.usnap"
 
 ticks=$(of "$big" start_ticks)
 usnap snapshot -q "$big:$ticks" -o same.usnap
-exits 1 usnap snapshot -q "$big:$((ticks + 1))" -o other.usnap
+exits 1 usnap snapshot -q "$big:$((ticks + 2))" -o other.usnap
 says err 'not the one that was started'
 exits 2 usnap snapshot -q "$big:" -o other.usnap
 [ ! -e other.usnap ] || fail 'an image of another process'

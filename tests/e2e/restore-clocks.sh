@@ -97,6 +97,15 @@ done
 _named outside "$outside" || fail "another has lost its name"
 kill -KILL "$process" "$outside"
 
+# Who looks after itself does so there, too.
+mkdir store
+unshare --time --monotonic 5000000 --boottime 5000000 --fork --kill-child env LD_PRELOAD="$AGENT" \
+	UFFD_SNAP_NAME=itself UFFD_SNAP_EVERY=1s UFFD_SNAP_STORE="$PWD/store" PATH="$B:$PATH" sleep 1000 2>err &
+adopt $!
+_taken() { [ "$(usnap list -q --store "$PWD/store" itself 2>/dev/null | wc -l)" -ge 1 ]; }
+wait_until 20 _taken
+kill -KILL $!
+
 # A second generation, on the same machine.
 taken 5000000
 moment
