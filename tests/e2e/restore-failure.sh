@@ -35,7 +35,10 @@ def work(i):
 for i in range(3): threading.Thread(target=work, args=(i,), daemon=True).start()
 def check(sig, frame):
     before = list(count)
-    time.sleep(0.1)
+    # As long as it takes where others want the processors.
+    for i in range(100):
+        time.sleep(0.1)
+        if all(b > a for a, b in zip(before, count)): break
     good = (hashlib.sha256(memory).digest() == digest and data.tell() == 123
             and view[:4] == b"mapp" and listener.getsockname() == "listener"
             and all(b > a for a, b in zip(before, count)))
