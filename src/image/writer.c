@@ -25,6 +25,8 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #include <xxhash.h>
 #include <zstd.h>
 
@@ -153,14 +155,32 @@ static struct segment *next_full(struct image_writer *w)
 	return s;
 }
 
+/* A table of descriptors of its own, with no more than it writes to: a write to a file system that does not
+ * answer lasts beyond SIGKILL, and would keep what the others have open, such as a userfaultfd that a
+ * process waits at. */
+static void keep_output_only(const struct image_writer *w)
+{
+	const struct sink *s = &w->tar.sink;
+	const unsigned first = STDERR_FILENO + 1, kept[] = {(unsigned)MIN(s->fd, s->stop_fd),
+							    (unsigned)MAX(s->fd, s->stop_fd)};
+	unsigned from = first;
+
+	if (unshare(CLONE_FILES) < 0)
+		return;
+	for (size_t i = 0; i < ARRAY_SIZE(kept); i++) {
+		if (kept[i] > from)
+			syscall(SYS_close_range, from, kept[i] - 1, 0);
+		from = MAX(from, kept[i] + 1);
+	}
+	syscall(SYS_close_range, from, ~0u, 0);
+}
+
 static void *writer_thread(void *ctx)
 {
 	struct image_writer *w = ctx;
 	struct segment *s;
 
-	/* With descriptors of its own: a write to a file system that does not answer lasts beyond SIGKILL,
-	 * and would keep what the others have open, such as a userfaultfd that a process waits at. */
-	unshare(CLONE_FILES);
+	keep_output_only(w);
 	pthread_mutex_lock(&w->lock);
 	w->runs = true;
 	pthread_cond_broadcast(&w->to_encoders);
