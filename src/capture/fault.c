@@ -9,8 +9,8 @@
  *     tells; faults that need none, and events, are served meanwhile. A thread in
  *     a system call that a signal waits for raises its fault anew, again and
  *     again: one is kept for each address, which bounds the list;
- *   - a copy could block if its page were gone (reading it would raise a fault
- *     that nobody serves). A page can only go by way of an event, which waits
+ *   - a copy of a long run could block if a page were gone (reading it would raise
+ *     a fault that nobody serves); of a short one it fails. A page can only go by way of an event, which waits
  *     for us, or by something that raises none; the supervisor (session.c)
  *     notices the latter.
  *

@@ -88,14 +88,14 @@ static int open_spared(struct capture *c)
 	/* From T0 on what is protected is so until it has been copied. */
 	if (c->uffd < 0 || c->phase != PHASE_ARM)
 		return 0;
-	for (size_t i = 0; i < c->spared.n; i++) {
-		const struct range *g = &c->spared.r[i];
-
-		/* An event is pending: the fault thread will read it. */
-		while (uffd_unprotect(c->uffd, g->start, g->end - g->start) == -EAGAIN &&
-		       !c->failed && now_ns() < deadline)
-			usleep(10);
-	}
+	/* Each by itself: neighbours may lie in mappings of which one is not registered. */
+	for (size_t i = 0; i < c->spared.n; i++)
+		for (uint64_t page = c->spared.r[i].start; page < c->spared.r[i].end;
+		     page += PAGE_BYTES)
+			/* An event is pending: the fault thread will read it. */
+			while (uffd_unprotect(c->uffd, page, PAGE_BYTES) == -EAGAIN && !c->failed &&
+			       now_ns() < deadline)
+				usleep(10);
 	return 0;
 }
 

@@ -110,8 +110,8 @@ static int start(const char *command, char **env, pid_t *ret)
 	return r;
 }
 
-/* Waits for its end, passing on what signals we get; heard: how many were seen to. After limit_s (0: none) it is asked to end, and
- * then made to. Returns whether it ended by itself. */
+/* Waits for its end, passing on what signals we get; heard: how many were seen to. After limit_s (0: none)
+ * it is asked to end, and then made to. Returns whether it ended by itself. */
 static bool wait_for(pid_t pid, uint64_t limit_s, unsigned heard,
 		     const volatile sig_atomic_t *interrupted, int *ret_status)
 {

@@ -134,7 +134,9 @@ says err "cannot run 'exit 1'"
 exits 0 usnap snapshot -q "${name[@]}" --store other --on-success \
 	"'$UFFD_SNAP' prune -q --keep-last 1 cron && '$UFFD_SNAP' list -q cron >listed"
 same 'the command had the other store' "$(wc -l <listed)" 1
-exits 0 usnap snapshot -q "${name[@]}" --store other --on-success 'cat >read'
+# Ours to read from is not its own: it may be a terminal that it must not read.
+echo ours | "$UFFD_SNAP" snapshot -q "${name[@]}" --store other --on-success 'cat >read'
+same 'what the command could read' "$(cat read)" ''
 # And is told what tells us to end, whenever it comes.
 "$UFFD_SNAP" snapshot -q "${name[@]}" --store other --on-success 'echo $$ >begun; exec sleep 100' 2>err &
 waits=$!
