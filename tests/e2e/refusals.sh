@@ -105,12 +105,14 @@ fi
 work_start --size 64M
 before=$(outside "$work_pid")
 _registered() { grep -qE '^VmFlags.* (um|uw)( |$)' "/proc/$work_pid/smaps"; }
-# Slow enough to be met at its work.
+# Slow enough to be met at its work: writers would save their pages faster than any rate.
+halt "$work_pid"
 usnap snapshot -q --rate 16M "$work_pid" -o first.usnap 2>first.err &
 first=$!
 adopt $first
 wait_until 20 _registered
 kill -STOP $first
+kill -CONT "$work_pid"
 exits 1 usnap snapshot "$work_pid" -o to/x.usnap
 says err 'cannot '
 grep -qE 'it is being taken by process [0-9]+$' err || fail "$(cat err)"
@@ -137,4 +139,4 @@ done
 same 'files in dir' "$(ls -A dir)" ''
 [ -z "$(ls -A .)" ] || ls -A >listing
 ! grep -q '\.part' listing || fail "something is left: $(cat listing)"
-work_end
+work_over
