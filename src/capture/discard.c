@@ -281,10 +281,8 @@ static int rescue_part(struct capture *c, const struct segment *s, uint64_t key,
 				  scan_protected(c, addr, addr + PAGE_BYTES) == 1;
 			if (ok) {
 				before = *b;
-				atomic_store(&c->reading_since_ns, now_ns());
 				ok = memory_read(c, addr, block_add(b, k, 1), PAGE_BYTES) == 0 &&
 				     scan_protected(c, addr, addr + PAGE_BYTES) == 1;
-				atomic_store(&c->reading_since_ns, 0);
 				if (!ok)
 					*b = before;
 			}

@@ -9,10 +9,8 @@
  *     tells; faults that need none, and events, are served meanwhile. A thread in
  *     a system call that a signal waits for raises its fault anew, again and
  *     again: one is kept for each address, which bounds the list;
- *   - a copy of a long run could block if a page were gone (reading it would raise
- *     a fault that nobody serves); of a short one it fails. A page can only go by way of an event, which waits
- *     for us, or by something that raises none; the supervisor (session.c)
- *     notices the latter.
+ *   - it reads through /proc/PID/mem only: where a page is gone that fails, while
+ *     process_vm_readv() would raise a fault that nobody serves.
  *
  * Validity of a copy (promise 1 of uffd-snap(7)): the page was protected before
  * it was read. Nothing but a discard can change that, and a discard that began
@@ -34,7 +32,6 @@
 enum {
 	BATCH = 32, /* messages read at once */
 	CLUSTER_PAGES = 16, /* copied together where neighbours fault too */
-	LONG_PAGES = 32, /* read the way that is faster for long runs, such as a huge page */
 	EXCLUDED_PAGES = 128, /* let go together */
 	ZERO_PAGES = 64, /* filled together after T0: costs no memory */
 	ZERO_PAGES_ARM = 16, /* before T0 they have to be protected again */
@@ -168,11 +165,7 @@ static enum served copy_run(struct capture *c, uint64_t addr, uint64_t key, unsi
 		unsigned n = MIN(nr_pages, (unsigned)BLOCK_PAGES - b->nr_pages);
 		unsigned char *at = block_add(b, key, n);
 
-		atomic_store(&c->reading_since_ns, now_ns());
-		const struct iovec run = {(void *)(uintptr_t)addr, n * PAGE_BYTES};
-		int r = n < LONG_PAGES ? memory_read(c, addr, at, run.iov_len)
-				       : memory_read_all(c, &run, 1, at, run.iov_len, false);
-		atomic_store(&c->reading_since_ns, 0);
+		int r = memory_read(c, addr, at, n * PAGE_BYTES);
 		/* Unless something lifted that without an event, they are protected; the page that
 		 * faulted, too, was so when the kernel said it, which may be long ago. */
 		if (r == 0 && scan_protected(c, addr, addr + n * PAGE_BYTES) != 1)

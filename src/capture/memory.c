@@ -5,7 +5,8 @@
  * pieces hold at once. But it pins pages, and one that is shared with another
  * process since a fork is copied for that, to stay in the target: memory that
  * was there once is there twice then. /proc/PID/mem copies nothing, needs no
- * permission to read of the mapping, and belongs to the memory as of attaching.
+ * permission to read of the mapping, belongs to the memory as of attaching, and
+ * never waits for a userfaultfd.
  */
 #include <errno.h>
 #include <sys/uio.h>

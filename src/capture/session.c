@@ -2,10 +2,8 @@
  * A snapshot from attach to the last page, in the order of its phases.
  *
  * The calling thread is the tracer and, while fault and sweep thread work,
- * their supervisor: it notices when the output has failed, when the user
- * wants to stop, and when a copy blocks because its page has gone without an
- * event (nobody but the fault thread could resolve that fault, and it is the
- * one that waits).
+ * their supervisor: it notices when the output has failed and when the user
+ * wants to stop.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -26,8 +24,6 @@
 #include "common/util.h"
 #include "common/within.h"
 
-/* A single copy that takes longer than this waits for something that will not come. */
-#define STUCK_NS 400000000u
 #define TICK_NS 20000000u
 /* Stops at the end, for joiners; each may take twice as long as the one before. */
 #define TELL_TRIES 5
@@ -112,12 +108,8 @@ int capture_all_stopped(struct capture *c, uint64_t stop_ns, int (*fn)(struct ca
 
 static void tick(struct capture *c, uint64_t *last_progress)
 {
-	uint64_t now = now_ns(), since = c->reading_since_ns;
+	uint64_t now = now_ns();
 
-	if (since && now > since && now - since > STUCK_NS) {
-		capture_tear(c, "a page vanished without notice while it was read");
-		release(c); /* wakes everybody, the fault thread too */
-	}
 	if (pool_error(c->pool))
 		capture_fail(c, pool_error(c->pool), "cannot write the image");
 	if (cancelled(c))
@@ -128,15 +120,6 @@ static void tick(struct capture *c, uint64_t *last_progress)
 				    (c->nr_saved + c->stats.frozen_pages) * PAGE_BYTES,
 				    c->stats.bytes_populated);
 	}
-}
-
-/* fault_lock, however long it takes: should the fault thread be stuck in a copy, it is freed. */
-static void lock_faults(struct capture *c)
-{
-	uint64_t last_progress = now_ns();
-
-	while (lock_within(&c->fault_lock, TICK_NS))
-		tick(c, &last_progress);
 }
 
 static void supervise(struct capture *c)
@@ -190,7 +173,7 @@ static void end_preserve(struct capture *c)
 {
 	uint64_t first = 0, unsaved;
 
-	lock_faults(c);
+	pthread_mutex_lock(&c->fault_lock);
 	unsaved = capture_stopping(c) ? 0 : pageset_count_unsaved(c->pages, &first);
 	if (unsaved)
 		capture_tear(c, "%llu pages from %#llx on were not saved",
@@ -371,7 +354,7 @@ static void detach(struct capture *c)
 	const bool injected = inject_is_there(c);
 	uint64_t start = now_ns();
 
-	lock_faults(c);
+	pthread_mutex_lock(&c->fault_lock);
 	atomic_store(&c->phase, PHASE_RELEASE);
 	pthread_mutex_unlock(&c->fault_lock);
 	asks_end(c);

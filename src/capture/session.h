@@ -121,7 +121,6 @@ struct capture {
 
 	/* Odd while events are being read; moves on with every event (sweep.c). */
 	_Atomic uint64_t event_seq;
-	_Atomic uint64_t reading_since_ns; /* the fault thread is copying since; 0: it is not */
 
 	_Atomic bool torn, failed;
 	_Atomic bool sweep_done;
@@ -191,10 +190,11 @@ int scan_shared(struct capture *c, const struct vma *v, scan_fn *fn, void *arg);
  * right to (CAP_CHECKPOINT_RESTORE). */
 int scan_open_object(const struct capture *c, const struct vma *v);
 
-/* memory.c: bytes of the target */
+/* memory.c: bytes of the target. An error where a page that the userfaultfd watches over is gone. */
 int memory_read(const struct capture *c, uint64_t addr, void *buf, size_t len);
-/* n pieces, back to back into buf of len bytes. quick: they are few, and what is shared with other
- * processes may become the target's own. */
+/* There it waits for whoever serves the fault: not for the fault thread. n pieces, back to back into
+ * buf of len bytes. quick: they are few, and what is shared with other processes may become the
+ * target's own. */
 int memory_read_all(const struct capture *c, const struct iovec *pieces, unsigned n, void *buf,
 		    size_t len, bool quick);
 

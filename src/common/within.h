@@ -8,7 +8,6 @@
 #include <stdint.h>
 
 /* 0 or ETIMEDOUT. */
-int lock_within(pthread_mutex_t *m, uint64_t ns);
 int join_within(pthread_t thread, uint64_t ns);
 
 #endif
