@@ -86,6 +86,7 @@ enum {
 
 /* A wait that the stop has interrupted, as far as memory tells. */
 struct wait_raw {
+	long nr; /* of the call, restart_syscall when not known; 0: there is no such wait */
 	bool looked, unbroken; /* since prepare */
 	bool has_total, has_rest;
 	int64_t total[2], rest[2]; /* struct timespec */

@@ -269,6 +269,7 @@ static int ask(struct pstate *ps, struct tracees *ts, size_t from, size_t n, siz
 			.xstate_len = th->xstate_len,
 			.sigmask = th->sigmask,
 			.rseq = th->has_rseq ? th->rseq.addr : 0,
+			.wait_nr = th->wait.nr,
 		};
 		jobs[i] = (struct remote_job){
 			.t = &ts->t[from + i], .known = &calls[i].known, .b = &calls[i].batch};

@@ -89,7 +89,8 @@ void wait_collect(const struct pstate *ps, const struct thread_prep *p, struct t
 	w->unbroken = w->looked && p->wait.since_ns &&
 		      (p->wait_known ||
 		       (wait_read_blocks(p->blocks_fd, &blocks) && blocks == p->wait.blocks + 1));
-	switch (number_of(p, r)) {
+	w->nr = number_of(p, r);
+	switch (w->nr) {
 	case SYS_nanosleep:
 		w->has_rest = read_time(ps, r->rsi, w->rest);
 		w->has_total = read_time(ps, r->rdi, w->total);

@@ -93,6 +93,7 @@ struct remote_known {
 	size_t xstate_len;
 	uint64_t sigmask;
 	uint64_t rseq; /* address of its struct rseq, 0: none */
+	long wait_nr; /* the timed wait it is in, by the number of the call; 0: not known */
 };
 
 /* A batch and the stopped thread that is to run it. */

@@ -248,7 +248,7 @@ int chain_wait(struct chain *c, chain_event_fn *on_event, void *arg)
  * find it interrupted (EINTR) instead of going on with the time that is left
  * (the restart block; arch/x86/kernel/signal_64.c). Such a thread makes its
  * calls one by one, each stopped at its end before it can return to a frame;
- * the frames are there only for the death of the tracer.
+ * the frames are there only for the death of the tracer, and make the wait anew.
  */
 bool remote_is_slow(const struct tracee *t)
 {

@@ -155,6 +155,34 @@ void frame_to_regs(const struct chain *c, const struct frame *f, struct user_reg
 	ret->eflags &= ~0x500ul; /* DF, as the ABI wants it at a call, and TF */
 }
 
+/*
+ * A timed wait is made anew: restoring a frame, the kernel forgets how it would have gone on
+ * (restart_syscall(2) then says EINTR, to a program that need not expect it). For the time that is
+ * left where there was room to tell, which the kernel has done when it was interrupted; else for the
+ * whole. Which call it was is not known of one that had been interrupted before.
+ */
+static void wait_anew(const struct chain *c, struct sigcontext *m)
+{
+	const long nr =
+		c->known && c->known->wait_nr ? c->known->wait_nr : (long)c->t->regs.orig_rax;
+
+	switch (nr) {
+	case SYS_nanosleep:
+		m->rdi = m->rsi ? m->rsi : m->rdi;
+		break;
+	case SYS_clock_nanosleep:
+		m->rdx = m->r10 ? m->r10 : m->rdx;
+		break;
+	case SYS_poll:
+	case SYS_futex:
+		break;
+	default:
+		m->rax = SYS_restart_syscall;
+		return;
+	}
+	m->rax = (uint64_t)nr;
+}
+
 /* The thread's own context, for the case that no tracer gives it back: an
  * interrupted system call is started again here as the kernel would have. */
 void frame_own(const struct chain *c, struct frame *f)
@@ -171,7 +199,6 @@ void frame_own(const struct chain *c, struct frame *f)
 			ip -= 2;
 			break;
 		case -516: /* ERESTART_RESTARTBLOCK */
-			ax = SYS_restart_syscall;
 			ip -= 2;
 			break;
 		}
@@ -198,6 +225,8 @@ void frame_own(const struct chain *c, struct frame *f)
 	m->r13 = r->r13;
 	m->r14 = r->r14;
 	m->r15 = r->r15;
+	if (remote_is_slow(c->t))
+		wait_anew(c, m);
 }
 
 /* It needs no xstate: the thread ends. */

@@ -4,7 +4,7 @@
 . "$(dirname "$0")/../lib.sh"
 . "$TESTS/lib-work.sh"
 
-need jq
+need gdb jq
 n=$(times 15 200)
 mkdir to
 work_start --size "$(times 96M 256M)" --kernel-writes --signals --sleepers --statics
@@ -47,6 +47,28 @@ done
 # And it can still be taken.
 usnap snapshot -q "$work_pid" -o to/after.usnap
 consistent to/after.usnap
+rm to/after.usnap
 work_end
 echo "$killed of $n killed before the end"
 [ $killed -ge $((n / 2)) ] || fail "too few were killed in time"
+
+# While threads make calls for it, those among them that are in timed waits. (Of a signal on its way
+# nothing would be left there.)
+work_start --size 64M --sleepers
+before=$(outside "$work_pid")
+threads=$(threads_of "$work_pid")
+killed_at() {
+	gdb -nx -batch -ex 'set debuginfod enabled off' -ex 'handle SIG63 nostop noprint' \
+		-ex "break $1" -ex "ignore 1 $2" -ex run -ex 'shell sleep 0.02' -ex kill \
+		--args "$UFFD_SNAP" snapshot -q "$work_pid" -o to/x.usnap >gdb.out 2>&1 </dev/null
+	grep -q "Breakpoint 1, $1" gdb.out || fail "$1 was not reached $2 times: $(cat gdb.out)"
+	no_image to
+	untouched "$work_pid" "$before"
+	same "threads after $1 $2" "$(threads_of "$work_pid")" "$threads"
+}
+for call in 'chain_begin 0' 'chain_begin 4' 'chain_wait 0' 'chain_wait 7' 'chain_finish 0' \
+	'chain_finish 5'; do
+	# shellcheck disable=SC2086 # two words
+	killed_at $call
+done
+work_over

@@ -293,6 +293,15 @@ static int sleep_nanosleep(struct sleeper *s)
 	return nanosleep(&ts, NULL);
 }
 
+static int sleep_clock_nanosleep(struct sleeper *s)
+{
+	struct timespec ts = {0, SLEEP_NS_EACH}, rest;
+	int r = clock_nanosleep(CLOCK_BOOTTIME, 0, &ts, &rest);
+
+	errno = r;
+	return r ? -1 : 0;
+}
+
 static int sleep_futex(struct sleeper *s)
 {
 	struct timespec ts = {0, SLEEP_NS_EACH};
@@ -362,6 +371,7 @@ static int sleep_read(struct sleeper *s)
 
 static struct sleeper sleepers[] = {
 	{"nanosleep", sleep_nanosleep, true, {-1, -1}, 0, 0},
+	{"clock_nanosleep", sleep_clock_nanosleep, true, {-1, -1}, 0, 0},
 	{"futex", sleep_futex, true, {-1, -1}, 0, 0},
 	{"poll", sleep_poll, true, {-1, -1}, 0, 0},
 	{"select", sleep_select, true, {-1, -1}, 0, 0},
