@@ -355,8 +355,8 @@ static void ask_facts(struct capture *c)
 	facts_forget(&facts);
 	while (i + 1 < c->tracees.n && remote_is_slow(&c->tracees.t[i]))
 		i++;
-	if (remote_with_helper(&c->tracees.t[i], c->target, &c->gadgets, ask_helper, &facts,
-			       &why) == 0)
+	if (remote_with_helper(&c->tracees.t[i], c->target, &c->gadgets,
+			       pstate_wait_nr(c->pstate, i), ask_helper, &facts, &why) == 0)
 		pstate_know_facts(c->pstate, &facts);
 }
 

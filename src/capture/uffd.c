@@ -294,7 +294,8 @@ static int ask_thread(const struct target *t, pid_t tid, uint64_t stop_ns, const
 			r = -ESRCH;
 	}
 	if (r == 0)
-		r = remote_with_helper(&ts.t[0], t, g, fn, arg, err);
+		r = remote_with_helper(&ts.t[0], t, g, wait_is(wait, &ts.t[0].regs) ? wait->nr : 0,
+				       fn, arg, err);
 	tracees_release(&ts, t);
 	return r;
 }

@@ -36,6 +36,9 @@ int pstate_collect(struct pstate *ps, struct tracees *threads, struct remote_mea
  * it lasts. After pstate_prepare(). */
 void pstate_know_wait(struct pstate *ps, const struct wait_note *w);
 
+/* The timed wait that thread number i is in, as in struct remote_known; after pstate_collect(). */
+long pstate_wait_nr(const struct pstate *ps, size_t i);
+
 /* What a helper was told; of before T0, or of T0 itself. */
 void pstate_know_facts(struct pstate *ps, const struct process_facts *f);
 

@@ -63,12 +63,7 @@ static bool read_time(const struct pstate *ps, uint64_t addr, int64_t ret[2])
 /* The wait of before the freeze is the one that was interrupted. */
 static bool is_noted(const struct thread_prep *p, const struct user_regs_struct *r)
 {
-	const struct wait_note *w = p ? &p->wait : NULL;
-
-	return w && w->tid && (!p->wait_known || r->orig_rax == SYS_restart_syscall) &&
-	       w->sp == r->rsp && w->pc == r->rip && w->args[0] == r->rdi && w->args[1] == r->rsi &&
-	       w->args[2] == r->rdx && w->args[3] == r->r10 &&
-	       ((long)r->orig_rax == w->nr || r->orig_rax == SYS_restart_syscall);
+	return p && (!p->wait_known || r->orig_rax == SYS_restart_syscall) && wait_is(&p->wait, r);
 }
 
 static long number_of(const struct thread_prep *p, const struct user_regs_struct *r)
@@ -110,6 +105,11 @@ void wait_collect(const struct pstate *ps, const struct thread_prep *p, struct t
 	default:
 		break;
 	}
+}
+
+long pstate_wait_nr(const struct pstate *ps, size_t i)
+{
+	return ps->threads[i].wait.nr;
 }
 
 /* ---- afterwards ---------------------------------------------------------- */

@@ -58,7 +58,6 @@ int remote_run_all(struct remote_job *jobs, size_t n, const struct target *targe
 		   struct usnap_err *err)
 {
 	cleanup_free struct chain *chains = calloc(n, sizeof(*chains));
-	struct waits waits = {.n = 0};
 	int gone = 0;
 
 	if (!chains)
@@ -69,8 +68,9 @@ int remote_run_all(struct remote_job *jobs, size_t n, const struct target *targe
 		struct chain *c = &chains[i];
 		struct remote_job *j = &jobs[i];
 
-		j->result = chain_init(c, j->t, target, g, &waits, remote_is_slow(j->t), false);
+		j->result = chain_init(c, j->t, target, g, remote_is_slow(j->t), false);
 		c->known = j->known;
+		c->wait_nr = j->known ? j->known->wait_nr : 0;
 		c->others = chains;
 		c->nr_others = i;
 		if (j->result == 0 && dispatches_calls(j->t->tid))
@@ -81,11 +81,8 @@ int remote_run_all(struct remote_job *jobs, size_t n, const struct target *targe
 			j->result = -EPERM;
 		if (j->result == 0)
 			j->result = chain_begin(c, j->b);
-		if (j->result == 0 && !c->stepped) {
-			if (ptrace(PTRACE_CONT, j->t->tid, NULL, NULL) < 0)
-				j->result = -ESRCH;
-			c->running = true;
-		}
+		if (j->result == 0 && !c->stepped)
+			j->result = chain_go(c, PTRACE_CONT);
 	}
 	if (meanwhile.fn)
 		meanwhile.fn(meanwhile.arg);

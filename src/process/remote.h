@@ -132,7 +132,6 @@ struct remote_helper {
 	uint64_t data; /* address in the target of data_len bytes of scratch */
 	size_t data_len;
 	uint64_t stack; /* its stack pointer: return address of every call */
-	struct waits *waits; /* remote_internal.h */
 	struct user_regs_struct regs;
 };
 
@@ -144,10 +143,11 @@ int64_t remote_helper_call(struct remote_helper *h, long nr, uint64_t a0, uint64
 typedef int remote_helper_fn(struct remote_helper *h, void *arg, struct usnap_err *err);
 
 /* Starts a helper beside a stopped thread, calls fn, ends the helper. The
- * thread is stopped again afterwards, as before. Returns what fn returned. */
+ * thread is stopped again afterwards, as before; wait_nr as in remote_known.
+ * Returns what fn returned. */
 int remote_with_helper(struct tracee *t, const struct target *target,
-		       const struct remote_gadgets *g, remote_helper_fn *fn, void *arg,
-		       struct usnap_err *err);
+		       const struct remote_gadgets *g, long wait_nr, remote_helper_fn *fn,
+		       void *arg, struct usnap_err *err);
 
 /* Process and thread ID as the target itself knows them. */
 int ids_inside(const struct target *t, pid_t tid, const struct remote_gadgets *g, pid_t *ret_tgid,

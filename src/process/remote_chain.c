@@ -55,12 +55,11 @@ bool dispatches_calls(pid_t tid)
 	       config.mode;
 }
 
-/* A signal that is pending for the thread already would merge with ours. (One that is pending for
- * the process would not: it comes second, and by then it is blocked again.) */
-static bool is_pending(pid_t tid, int sig)
+static bool is_pending(pid_t tid, bool shared, int sig)
 {
 	siginfo_t info[16];
-	struct __ptrace_peeksiginfo_args args = {.nr = ARRAY_SIZE(info)};
+	struct __ptrace_peeksiginfo_args args = {.flags = shared ? PTRACE_PEEKSIGINFO_SHARED : 0,
+						 .nr = ARRAY_SIZE(info)};
 	long n;
 
 	do {
@@ -73,30 +72,44 @@ static bool is_pending(pid_t tid, int sig)
 	return false;
 }
 
+/* A signal that is pending for the thread already would merge with ours. (One that is pending for
+ * the process would not: it comes second, and by then it is blocked again.) */
 static int pick_signal(const struct remote_gadgets *g, pid_t tid)
 {
 	static const int candidates[] = {SIGURG, SIGWINCH, SIGCHLD};
 
-	if (!is_pending(tid, g->stop_signal))
+	if (!is_pending(tid, false, g->stop_signal))
 		return g->stop_signal;
 	for (size_t i = 0; i < ARRAY_SIZE(candidates); i++)
-		if (!is_pending(tid, candidates[i]))
+		if (!is_pending(tid, false, candidates[i]))
 			return candidates[i];
 	return 0;
 }
 
-int chain_init(struct chain *c, struct tracee *t, const struct target *target,
-	       const struct remote_gadgets *g, struct waits *waits, bool step, bool helper)
+/*
+ * A signal with which a thread is let go while it is blocked goes back into the queue that it came
+ * from, as it was (ptrace_signal() in kernel/signal.c). There it waits until the thread has its own
+ * mask again, whoever gives it back. Kept in hand is what cannot be blocked, or must not be (see
+ * chain_mask(); a fault comes again), and what would merge or change places with another there.
+ */
+static bool can_give_back(const struct chain *c)
 {
-	*c = (struct chain){.t = t,
-			    .target = target,
-			    .g = g,
-			    .waits = waits,
-			    .sig = pick_signal(g, t->tid),
-			    .stepped = step};
-	/* A signal in hand can be given back only at a stop for a signal, as a chain ends with.
+	const struct tracee *t = c->t;
+
+	return t->sig && t->in_signal_stop && t->sig != SIGSTOP && t->sig != c->sig &&
+	       chain_mask(c, false) >> (t->sig - 1) & 1 && !is_pending(t->tid, false, t->sig) &&
+	       !is_pending(t->tid, true, t->sig);
+}
+
+int chain_init(struct chain *c, struct tracee *t, const struct target *target,
+	       const struct remote_gadgets *g, bool step, bool helper)
+{
+	*c = (struct chain){
+		.t = t, .target = target, .g = g, .sig = pick_signal(g, t->tid), .stepped = step};
+	c->give_back = can_give_back(c) ? t->sig : 0;
+	/* One that stays in hand can be given back only at a stop for a signal, as a chain ends with.
 	 * Its handler ends a timed wait anyway; without a handler there is nothing to give back. */
-	if (step && t->sig) {
+	if (step && t->sig && !c->give_back) {
 		if (signal_is_ignored(target, t->tid, t->sig))
 			t->sig = 0;
 		else
@@ -116,30 +129,14 @@ void chain_free(struct chain *c)
 	free(c->xstate);
 }
 
-int wait_tid(struct waits *w, pid_t tid, int *ret_status)
+int wait_tid(pid_t tid, int *ret_status)
 {
-	for (size_t i = 0; i < w->n; i++)
-		if (w->r[i].tid == tid) {
-			*ret_status = w->r[i].status;
-			w->r[i] = w->r[--w->n];
-			return 0;
-		}
-	for (;;) {
-		int status;
-		pid_t got = waitpid(-1, &status, __WALL | __WNOTHREAD);
+	int r;
 
-		if (got < 0 && errno == EINTR)
-			continue;
-		if (got < 0)
-			return -ESRCH;
-		if (got == tid) {
-			*ret_status = status;
-			return 0;
-		}
-		/* A thread beyond those at work can only have been killed. */
-		if (w->n < ARRAY_SIZE(w->r))
-			w->r[w->n++] = (struct wait_result){got, status};
-	}
+	do
+		r = tracee_wait(tid, 0, ret_status);
+	while (r == -EINTR);
+	return r;
 }
 
 /* A stop of a thread at work for a signal that is not ours. SIGSTOP cannot be blocked, and those
@@ -177,15 +174,27 @@ int chain_begin(struct chain *c, struct remote_batch *b)
 	return 0;
 }
 
-/* The report that a thread has stopped: -ESRCH when it has ended instead. */
-static int wait_stop(struct tracee *t, struct waits *w, int *ret_status)
+int chain_go(struct chain *c, int request)
 {
-	if (wait_tid(w, t->tid, ret_status) < 0)
+	struct tracee *t = c->t;
+
+	if (c->give_back)
+		ptrace(PTRACE_SETSIGINFO, t->tid, NULL, &t->siginfo);
+	if (ptrace(request, t->tid, NULL, (void *)(long)c->give_back) < 0)
 		return -ESRCH;
-	if (WIFSTOPPED(*ret_status))
-		return 0;
-	t->stopped = false;
-	return -ESRCH;
+	if (c->give_back)
+		t->sig = 0;
+	c->give_back = 0;
+	c->running = true;
+	return 0;
+}
+
+static int wait_stop(struct tracee *t, int *ret_status)
+{
+	int r = wait_tid(t->tid, ret_status);
+
+	t->stopped = r == 0;
+	return r;
 }
 
 /* Lets the thread go on, by a request of ptrace, to its next stop that is no event: for a signal
@@ -194,10 +203,11 @@ static int next_stop(struct chain *c, int request, chain_event_fn *on_event, voi
 		     int *ret_status)
 {
 	for (;;) {
-		if (!c->running && ptrace(request, c->t->tid, NULL, NULL) < 0)
-			return -ESRCH;
+		int r = c->running ? 0 : chain_go(c, request);
+
 		c->running = false;
-		int r = wait_stop(c->t, c->waits, ret_status);
+		if (r == 0)
+			r = wait_stop(c->t, ret_status);
 		if (r < 0)
 			return r;
 		int event = *ret_status >> 16;
@@ -278,14 +288,14 @@ static int step_call(struct chain *c, chain_event_fn *on_event, void *arg)
 }
 
 /* To a stop inside the kernel's signal handling, where an interrupted call is restarted. */
-static int stop_again(struct tracee *t, struct waits *w)
+static int stop_again(struct tracee *t)
 {
 	int status;
 
 	if (ptrace(PTRACE_INTERRUPT, t->tid, NULL, NULL) < 0)
 		return -ESRCH;
 	do {
-		if (ptrace(PTRACE_CONT, t->tid, NULL, NULL) < 0 || wait_stop(t, w, &status) < 0)
+		if (ptrace(PTRACE_CONT, t->tid, NULL, NULL) < 0 || wait_stop(t, &status) < 0)
 			return -ESRCH;
 	} while (status >> 16 != PTRACE_EVENT_STOP);
 	t->in_signal_stop = false;
@@ -309,7 +319,7 @@ int chain_step(struct chain *c, const struct remote_batch *b, chain_event_fn *on
 			    ? -ESRCH
 			    : step_call(c, on_event, arg);
 	}
-	return r == -ESRCH ? r : stop_again(c->t, c->waits) < 0 ? -ESRCH : r;
+	return r == -ESRCH ? r : stop_again(c->t) < 0 ? -ESRCH : r;
 }
 
 /* Gives back what was borrowed: memory, registers, signal mask. The xstate needs nothing: every

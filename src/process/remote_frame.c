@@ -163,8 +163,7 @@ void frame_to_regs(const struct chain *c, const struct frame *f, struct user_reg
  */
 static void wait_anew(const struct chain *c, struct sigcontext *m)
 {
-	const long nr =
-		c->known && c->known->wait_nr ? c->known->wait_nr : (long)c->t->regs.orig_rax;
+	const long nr = c->wait_nr ? c->wait_nr : (long)c->t->regs.orig_rax;
 
 	switch (nr) {
 	case SYS_nanosleep:

@@ -48,7 +48,7 @@ int64_t remote_helper_call(struct remote_helper *h, long nr, uint64_t a0, uint64
 
 		if (ptrace(PTRACE_SYSCALL, h->tid, NULL, NULL) < 0)
 			return -ESRCH;
-		if (wait_tid(h->waits, h->tid, &status) < 0 || !WIFSTOPPED(status))
+		if (wait_tid(h->tid, &status) < 0)
 			return -ESRCH;
 		if (status >> 16 || WSTOPSIG(status) != (SIGTRAP | 0x80)) {
 			/* A group stop or SIGSTOP passes by: it concerns the threads that stay. */
@@ -72,9 +72,8 @@ static int helper_started(struct chain *c, void *arg)
 	if (s->started || ptrace(PTRACE_GETEVENTMSG, c->t->tid, NULL, &tid) < 0)
 		return 0;
 	s->started = true;
-	s->h.waits = c->waits;
 	s->h.tid = (pid_t)tid;
-	if (wait_tid(c->waits, s->h.tid, &status) < 0 || !WIFSTOPPED(status) ||
+	if (wait_tid(s->h.tid, &status) < 0 ||
 	    ptrace(PTRACE_GETREGS, s->h.tid, NULL, &s->h.regs) < 0) {
 		s->result = usnap_fail(s->err, -ESRCH,
 				       "cannot snapshot process %d: its helper thread was killed",
@@ -98,7 +97,7 @@ static int helper_started(struct chain *c, void *arg)
 	do {
 		if (ptrace(PTRACE_CONT, s->h.tid, NULL, NULL) < 0)
 			break;
-	} while (wait_tid(c->waits, s->h.tid, &status) == 0 && WIFSTOPPED(status));
+	} while (wait_tid(s->h.tid, &status) == 0);
 	return 0;
 }
 
@@ -127,13 +126,12 @@ static int fail_remote(struct usnap_err *err, int r, const struct target *target
 }
 
 int remote_with_helper(struct tracee *t, const struct target *target,
-		       const struct remote_gadgets *g, remote_helper_fn *fn, void *arg,
-		       struct usnap_err *err)
+		       const struct remote_gadgets *g, long wait_nr, remote_helper_fn *fn,
+		       void *arg, struct usnap_err *err)
 {
 	enum {
 		HELPER_DATA = 1024
 	};
-	struct waits waits = {.n = 0};
 	struct chain c;
 	struct helper_start s = {.fn = fn, .arg = arg, .err = err, .result = -ECHILD};
 	cleanup_free struct remote_batch *b = malloc(sizeof(*b));
@@ -145,11 +143,13 @@ int remote_with_helper(struct tracee *t, const struct target *target,
 			   "cannot make system calls in thread %d: it dispatches its own", t->tid);
 		return usnap_hint(err, "programs under Wine or another emulator do that");
 	}
-	if (chain_init(&c, t, target, g, &waits, true, true) < 0)
+	if (chain_init(&c, t, target, g, true, true) < 0)
 		return usnap_fail(
 			err, -EBUSY,
 			"cannot make system calls in thread %d: it has too many signals pending",
 			t->tid);
+
+	c.wait_nr = wait_nr;
 
 	/* A table of its own can only be reached through a descriptor for the thread. */
 	s.h = (struct remote_helper){

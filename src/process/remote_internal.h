@@ -22,29 +22,14 @@
 
 #include "process/remote.h"
 
-/*
- * Waiting for one thread while others are traced as well. Should the process
- * be killed, the kernel reports its leader only when every other traced thread
- * has been waited for; so whatever is reported is taken, and kept for whoever
- * asks for it.
- */
-struct waits {
-	struct wait_result {
-		pid_t tid;
-		int status;
-	} r[64];
-	size_t n;
-};
-
-int wait_tid(struct waits *w, pid_t tid, int *ret_status);
-
 struct chain {
 	struct tracee *t;
 	const struct target *target;
 	const struct remote_gadgets *g;
-	struct waits *waits;
 	const struct remote_known *known; /* or NULL */
+	long wait_nr; /* as in remote_known */
 	int sig; /* that stops the thread at the end */
+	int give_back; /* signal in hand that goes back into its queue as the thread goes on, or 0 */
 	/* In a timed wait, see remote_is_slow(): */
 	bool stepped; /* call by call */
 	bool by_returns; /* chained by returns */
@@ -126,12 +111,16 @@ unsigned long trace_options(const struct remote_gadgets *g, pid_t tid, unsigned 
 bool filter_in_the_way(const struct remote_gadgets *g, unsigned long options);
 bool dispatches_calls(pid_t tid);
 
-/* In the order of life. chain_wait() and chain_step() tell on_event (or NULL) of a clone; unless
- * the thread was killed it is stopped afterwards, and chain_finish() is due. chain_run() is all
- * of it from begin to finish. */
+/* The report of a stop of a thread at work; interruptions do not count. -ESRCH: it has ended. */
+int wait_tid(pid_t tid, int *ret_status);
+
+/* In the order of life. chain_go() lets the thread run, by a request of ptrace. chain_wait() and
+ * chain_step() tell on_event (or NULL) of a clone; unless the thread was killed it is stopped
+ * afterwards, and chain_finish() is due. chain_run() is all of it from begin to finish. */
 int chain_init(struct chain *c, struct tracee *t, const struct target *target,
-	       const struct remote_gadgets *g, struct waits *waits, bool step, bool helper);
+	       const struct remote_gadgets *g, bool step, bool helper);
 int chain_begin(struct chain *c, struct remote_batch *b);
+int chain_go(struct chain *c, int request);
 int chain_wait(struct chain *c, chain_event_fn *on_event, void *arg);
 int chain_step(struct chain *c, const struct remote_batch *b, chain_event_fn *on_event, void *arg);
 int chain_finish(struct chain *c, struct remote_batch *b);

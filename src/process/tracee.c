@@ -5,9 +5,14 @@
  * back at the release. Everything else a seized thread can report (group
  * stops, its death) is told apart in take_stop().
  *
+ * Threads are waited for one by one, by ID, and for stops only: that leaves
+ * the reports of others alone, and a thread that has ended is told at once,
+ * even where its end could not be reported yet (a leader whose fellows have
+ * not been reaped).
+ *
  * Waiting must end even when a thread cannot stop: a parent in vfork() sits
  * in a wait that only a fatal signal breaks. A POSIX timer aimed at this
- * thread interrupts waitpid() from the deadline on, once a millisecond.
+ * thread interrupts the wait once a millisecond.
  */
 #include "process/tracee.h"
 
@@ -38,26 +43,27 @@
 /* How long a thread that was asked to stop and did not may take to be let go. */
 #define STRAGGLER_NS 5000000000ull
 
-static void on_deadline(int sig)
+enum {
+	TICK_NS = 1000000,
+	POLL_NS = 100000,
+};
+
+static void on_tick(int sig)
 {
-	(void)sig; /* only interrupts waitpid() */
+	(void)sig; /* only interrupts waitid() */
 }
 
-static int deadline_arm(timer_t *ret, uint64_t deadline_ns)
+static int ticks_begin(timer_t *ret)
 {
-	struct sigaction sa = {.sa_handler = on_deadline};
+	struct sigaction sa = {.sa_handler = on_tick};
 	struct sigevent ev = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGRTMAX - 1};
 
 	ev.sigev_notify_thread_id = gettid();
 	if (sigaction(SIGRTMAX - 1, &sa, NULL) < 0 || timer_create(CLOCK_MONOTONIC, &ev, ret) < 0)
 		return -errno;
 
-	struct itimerspec its = {
-		.it_value = {.tv_sec = (time_t)(deadline_ns / 1000000000u),
-			     .tv_nsec = (long)(deadline_ns % 1000000000u)},
-		.it_interval = {.tv_nsec = 1000000},
-	};
-	if (timer_settime(*ret, TIMER_ABSTIME, &its, NULL) < 0) {
+	const struct itimerspec its = {.it_value.tv_nsec = TICK_NS, .it_interval.tv_nsec = TICK_NS};
+	if (timer_settime(*ret, 0, &its, NULL) < 0) {
 		int r = -errno;
 
 		timer_delete(*ret);
@@ -72,14 +78,6 @@ static struct tracee *tracee_find(struct tracees *ts, pid_t tid)
 		if (ts->t[i].tid == tid)
 			return &ts->t[i];
 	return NULL;
-}
-
-static void tracee_remove(struct tracees *ts, struct tracee *t)
-{
-	size_t i = (size_t)(t - ts->t);
-
-	memmove(t, t + 1, (ts->n - i - 1) * sizeof(*t));
-	ts->n--;
 }
 
 /* State letter of a thread ('R', 'S', 'D', 'Z' ...), 0 when it is gone. */
@@ -191,13 +189,24 @@ int tracees_seize(struct tracees *ts, const struct target *target, struct usnap_
 	return r;
 }
 
-/* What a wait status says of a thread. True when the thread now stands still
- * or is gone (then *ret_gone). */
-static void take_stop(struct tracee *t, int status, bool *ret_gone)
+int tracee_wait(pid_t tid, int flags, int *ret_status)
 {
-	*ret_gone = WIFEXITED(status) || WIFSIGNALED(status);
-	if (*ret_gone || !WIFSTOPPED(status))
-		return;
+	siginfo_t si = {0};
+
+	if (waitid(P_PID, (id_t)tid, &si, WSTOPPED | __WALL | flags) == 0) {
+		*ret_status = si.si_status << 8 | 0x7f;
+		return si.si_pid ? 0 : -EAGAIN;
+	}
+	if (errno != ECHILD)
+		return -errno;
+	/* There are no stops to come of one that has ended. */
+	waitpid(tid, NULL, WNOHANG | __WALL);
+	return -ESRCH;
+}
+
+/* What a stop says of a thread. */
+static void take_stop(struct tracee *t, int status)
+{
 	t->stopped = true;
 	if (status >> 16 == PTRACE_EVENT_STOP) {
 		if (WSTOPSIG(status) != SIGTRAP)
@@ -212,34 +221,52 @@ static void take_stop(struct tracee *t, int status, bool *ret_gone)
 		t->siginfo = (siginfo_t){.si_signo = t->sig, .si_code = SI_USER};
 }
 
-/* Waits until every thread that was interrupted stands still or is gone. */
-static int wait_all(struct tracees *ts, uint64_t deadline_ns)
+/* Its report is left with the kernel: without a tracer the thread goes on with the signal in it. */
+static int wait_one(struct tracee *t, int flags)
 {
-	size_t running = 0;
+	int status, r = tracee_wait(t->tid, WNOWAIT | flags, &status);
+
+	if (r == 0)
+		take_stop(t, status);
+	else if (r == -ESRCH)
+		t->gone = true;
+	return r;
+}
+
+static void forget_gone(struct tracees *ts)
+{
+	size_t n = 0;
 
 	for (size_t i = 0; i < ts->n; i++)
-		running += !ts->t[i].stopped;
-	while (running) {
-		int status;
-		pid_t tid = waitpid(-1, &status, __WALL | __WNOTHREAD);
+		if (!ts->t[i].gone)
+			ts->t[n++] = ts->t[i];
+	ts->n = n;
+}
 
-		if (tid < 0) {
-			if (errno == EINTR) {
-				if (now_ns() >= deadline_ns)
-					return -EAGAIN;
+/*
+ * Waits until every thread that was interrupted stands still or is gone. A
+ * thread that calls execve(2) ends the others and takes the leader's ID, as
+ * soon as they have been reaped: the leader is looked at last.
+ */
+static int wait_all(struct tracees *ts, const struct target *target, uint64_t deadline_ns)
+{
+	for (size_t i = ts->n; i-- > 0;) {
+		struct tracee *t = &ts->t[i];
+
+		while (!t->stopped && !t->gone) {
+			int r = wait_one(t, 0);
+
+			if (r == 0 || r == -ESRCH)
 				continue;
-			}
-			return -ESRCH;
+			if (r != -EINTR)
+				return r;
+			if (now_ns() >= deadline_ns)
+				return -EAGAIN;
+			for (size_t k = 0; k < i; k++)
+				if (!ts->t[k].stopped && !ts->t[k].gone &&
+				    ts->t[k].tid != target->pid)
+					wait_one(&ts->t[k], WNOHANG);
 		}
-		struct tracee *t = tracee_find(ts, tid);
-		if (!t)
-			continue;
-		bool was_running = !t->stopped, gone;
-		take_stop(t, status, &gone);
-		if (gone)
-			tracee_remove(ts, t);
-		if (was_running && (gone || t->stopped))
-			running--;
 	}
 	return 0;
 }
@@ -273,7 +300,7 @@ int tracees_stop(struct tracees *ts, const struct target *target, bool all, uint
 		 struct usnap_err *err)
 {
 	timer_t timer;
-	int r = deadline_arm(&timer, deadline_ns);
+	int r = ticks_begin(&timer);
 
 	if (r < 0)
 		return usnap_fail_errno(err, r, "cannot set a timer");
@@ -281,7 +308,8 @@ int tracees_stop(struct tracees *ts, const struct target *target, bool all, uint
 	do {
 		for (; asked < ts->n; asked++)
 			ptrace(PTRACE_INTERRUPT, ts->t[asked].tid, NULL, NULL);
-		r = wait_all(ts, deadline_ns);
+		r = wait_all(ts, target, deadline_ns);
+		forget_gone(ts);
 		if (r < 0)
 			break;
 		asked = ts->n;
@@ -333,11 +361,39 @@ static void detach(struct tracee *t, const struct target *target)
 			syscall(SYS_tgkill, target->pid, t->tid, sig);
 }
 
+/* A thread can be detached only while it stands still: interrupt, wait, let go. Returns how many do
+ * not stop in good time. */
+static size_t release_running(struct tracees *ts, const struct target *target)
+{
+	const struct timespec pause = {.tv_nsec = POLL_NS};
+	uint64_t deadline_ns = now_ns() + STRAGGLER_NS;
+	size_t running;
+
+	for (size_t i = 0; i < ts->n; i++)
+		if (!ts->t[i].stopped)
+			ptrace(PTRACE_INTERRUPT, ts->t[i].tid, NULL, NULL);
+	for (;;) {
+		running = 0;
+		for (size_t i = 0; i < ts->n; i++) {
+			struct tracee *t = &ts->t[i];
+
+			if (t->stopped || t->gone)
+				continue;
+			int r = wait_one(t, WNOHANG);
+			if (r == 0)
+				detach(t, target);
+			else
+				running += r != -ESRCH;
+		}
+		if (!running || now_ns() >= deadline_ns)
+			return running;
+		nanosleep(&pause, NULL);
+	}
+}
+
 size_t tracees_release(struct tracees *ts, const struct target *target)
 {
 	size_t running = 0;
-	timer_t timer;
-	uint64_t deadline_ns = now_ns() + STRAGGLER_NS;
 
 	for (size_t i = 0; i < ts->n; i++) {
 		if (ts->t[i].stopped)
@@ -345,34 +401,8 @@ size_t tracees_release(struct tracees *ts, const struct target *target)
 		else
 			running++;
 	}
-	/* A thread can be detached only while it stands still: interrupt, wait, let go. */
-	if (running && deadline_arm(&timer, deadline_ns) == 0) {
-		for (size_t i = 0; i < ts->n; i++)
-			if (!ts->t[i].stopped)
-				ptrace(PTRACE_INTERRUPT, ts->t[i].tid, NULL, NULL);
-		while (running) {
-			int status;
-			pid_t tid = waitpid(-1, &status, __WALL | __WNOTHREAD);
-
-			if (tid < 0) {
-				if (errno == EINTR && now_ns() < deadline_ns)
-					continue;
-				break;
-			}
-			struct tracee *t = tracee_find(ts, tid);
-			if (!t || t->stopped)
-				continue;
-			bool gone;
-			take_stop(t, status, &gone);
-			if (!gone && t->stopped)
-				detach(t, target);
-			if (gone || t->stopped) {
-				t->stopped = true;
-				running--;
-			}
-		}
-		timer_delete(timer);
-	}
+	if (running)
+		running = release_running(ts, target);
 	free(ts->t);
 	*ts = (struct tracees){0};
 	return running;

@@ -178,6 +178,13 @@ static void look_at_time(const struct target *t, struct wait_clocks *clocks, str
 		w->since_ns = 0;
 }
 
+bool wait_is(const struct wait_note *w, const struct user_regs_struct *r)
+{
+	return w->tid && w->sp == r->rsp && w->pc == r->rip && w->args[0] == r->rdi &&
+	       w->args[1] == r->rsi && w->args[2] == r->rdx && w->args[3] == r->r10 &&
+	       ((long)r->orig_rax == w->nr || r->orig_rax == SYS_restart_syscall);
+}
+
 void wait_look(const struct target *t, pid_t tid, struct wait_clocks *clocks, struct wait_note *ret)
 {
 	cleanup_free char *call = read_text(t, tid, "syscall");

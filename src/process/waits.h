@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <sys/user.h>
 
 #include "process/target.h"
 
@@ -37,6 +38,9 @@ void wait_look(const struct target *t, pid_t tid, struct wait_clocks *clocks,
 /* How often a thread gave up a CPU of itself: a descriptor to ask, and the answer. */
 int wait_open_status(const struct target *t, pid_t tid);
 bool wait_read_blocks(int fd, uint64_t *ret);
+
+/* Whether the registers of a stopped thread are those of this wait. */
+bool wait_is(const struct wait_note *w, const struct user_regs_struct *regs);
 
 /* Whether a thread that has just been stopped had not run since. */
 bool wait_unbroken(const struct target *t, const struct wait_note *w);

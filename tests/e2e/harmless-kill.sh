@@ -52,8 +52,7 @@ work_end
 echo "$killed of $n killed before the end"
 [ $killed -ge $((n / 2)) ] || fail "too few were killed in time"
 
-# While threads make calls for it, those among them that are in timed waits. (Of a signal on its way
-# nothing would be left there.)
+# While threads make calls for it, those among them that are in timed waits. (Signals: harmless-signal.)
 work_start --size 64M --sleepers
 before=$(outside "$work_pid")
 threads=$(threads_of "$work_pid")
