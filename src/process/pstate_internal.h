@@ -101,8 +101,6 @@ struct filter_text {
 struct thread_state {
 	pid_t tid;
 	struct user_regs_struct regs;
-	int sig; /* taken out of the queue by the stop */
-	siginfo_t siginfo;
 	int group_stop;
 	unsigned char *xstate; /* as PTRACE_GETREGSET gave it */
 	size_t xstate_len;
@@ -419,9 +417,8 @@ void signals_add(struct pstate *ps, struct remote_batch *b, struct signal_calls 
 		 size_t timer_from);
 void signals_take(struct pstate *ps, const struct remote_batch *b,
 		  const struct signal_calls *calls);
-void signals_end(struct pstate *ps, const struct tracees *ts);
+void signals_end(struct pstate *ps);
 json_t *siginfo_list_json(const struct siginfo_list *l);
-json_t *siginfo_json(const siginfo_t *si);
 void signals_json(const struct pstate *ps, json_t *root);
 void signals_free(struct signal_state *s);
 

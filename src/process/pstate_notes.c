@@ -50,9 +50,6 @@ static void fill_prstatus(const struct pstate *ps, const struct thread_state *th
 	uint64_t sigpnd = 0;
 
 	*pr = (struct elf_prstatus){0};
-	pr->pr_info.si_signo = th->sig;
-	pr->pr_info.si_code = th->sig ? th->siginfo.si_code : 0;
-	pr->pr_cursig = (short)th->sig;
 	text_number(status, "SigPnd", 0, 16, &sigpnd);
 	pr->pr_sigpend = sigpnd;
 	pr->pr_sighold = th->sigmask;
@@ -75,8 +72,6 @@ int notes_build(struct pstate *ps, struct thread_state *th)
 	/* The xstate begins with the fxsave area; its last 48 bytes are the
 	 * software's and no registers. */
 	memcpy(&fp, th->xstate, MIN(th->xstate_len, sizeof(fp) - 48));
-	if (th->sig)
-		info = th->siginfo;
 
 	bool has_xstate = th->xstate_len > sizeof(fp);
 	size_t len = note_size("CORE", sizeof(pr)) + note_size("CORE", sizeof(fp)) +

@@ -213,45 +213,29 @@ static void note_expiry(struct signal_state *s, const siginfo_t *si)
 	}
 }
 
-/* It was on its way to a thread, and has gone back into a queue when the thread made its calls. */
-static bool is_given_back(const struct pstate *ps, const struct tracees *ts, const siginfo_t *si)
-{
-	for (size_t i = 0; i < ts->n; i++)
-		if (ps->threads[i].sig && !ts->t[i].sig &&
-		    !memcmp(si, &ps->threads[i].siginfo, sizeof(*si)))
-			return true;
-	return false;
-}
-
-static void look_again(struct pstate *ps, const struct tracees *ts, pid_t tid, bool shared,
-		       struct siginfo_list *list)
+static void look_again(struct signal_state *s, pid_t tid, bool shared, struct siginfo_list *list)
 {
 	struct siginfo_list now = {0};
 
 	signals_peek(tid, shared, &now);
 	for (size_t i = list->n; i < now.n; i++)
-		if (!is_given_back(ps, ts, &now.v[i]))
-			note_expiry(&ps->signals, &now.v[i]);
+		note_expiry(s, &now.v[i]);
 	free(list->v);
 	*list = now;
 }
 
 /* Timers do not stand still with the threads. One that expires when the signals have been read and
  * its time has not would be in neither. */
-void signals_end(struct pstate *ps, const struct tracees *ts)
+void signals_end(struct pstate *ps)
 {
-	for (size_t i = 0; i < ts->n; i++)
-		look_again(ps, ts, ps->threads[i].tid, false, &ps->threads[i].pending);
-	look_again(ps, ts, ps->threads[0].tid, true, &ps->signals.pending);
-	for (size_t i = 0; i < ts->n; i++) {
-		ps->threads[i].sig = ts->t[i].sig;
-		ps->threads[i].siginfo = ts->t[i].siginfo;
-	}
+	for (size_t i = 0; i < ps->nr_threads; i++)
+		look_again(&ps->signals, ps->threads[i].tid, false, &ps->threads[i].pending);
+	look_again(&ps->signals, ps->threads[0].tid, true, &ps->signals.pending);
 }
 
 /* ---- afterwards ---------------------------------------------------------- */
 
-json_t *siginfo_json(const siginfo_t *si)
+static json_t *siginfo_json(const siginfo_t *si)
 {
 	return json_pack("{s:i,s:i,s:o}", "signo", si->si_signo, "code", si->si_code, "siginfo",
 			 json_hex(si, sizeof(*si)));

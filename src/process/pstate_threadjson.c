@@ -139,8 +139,6 @@ static json_t *thread_json(const struct pstate *ps, const struct thread_state *t
 		json_object_set_new(o, "timerslack_ns",
 				    json_integer((json_int_t)prep->timerslack_ns));
 	pending = siginfo_list_json(&th->pending);
-	if (th->sig)
-		json_array_insert_new(pending, 0, siginfo_json(&th->siginfo));
 	json_object_set_new(o, "pending", pending);
 	if (th->group_stop)
 		json_object_set_new(o, "stopped_by", json_integer(th->group_stop));

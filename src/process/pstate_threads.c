@@ -178,8 +178,6 @@ static void collect_scheduling(struct thread_state *th)
 
 static int collect_thread(const struct pstate *ps, const struct tracee *t, struct thread_state *th)
 {
-	th->sig = t->sig;
-	th->siginfo = t->siginfo;
 	th->group_stop = t->group_stop;
 	int r = collect_xstate(th);
 	if (r < 0)
@@ -352,7 +350,7 @@ int threads_collect(struct pstate *ps, struct tracees *ts, struct usnap_err *err
 	for (size_t i = 0; i < ts->n && r == 0 && !ps->signals_known; i++)
 		r = ask(ps, ts, i, 1, i, ps->calls, jobs, err);
 	if (r == 0)
-		signals_end(ps, ts);
+		signals_end(ps);
 	return r;
 }
 

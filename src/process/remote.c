@@ -81,8 +81,11 @@ int remote_run_all(struct remote_job *jobs, size_t n, const struct target *targe
 			j->result = -EPERM;
 		if (j->result == 0)
 			j->result = chain_begin(c, j->b);
-		if (j->result == 0 && !c->stepped)
-			j->result = chain_go(c, PTRACE_CONT);
+		if (j->result == 0 && !c->stepped) {
+			if (ptrace(PTRACE_CONT, j->t->tid, NULL, NULL) < 0)
+				j->result = -ESRCH;
+			c->running = true;
+		}
 	}
 	if (meanwhile.fn)
 		meanwhile.fn(meanwhile.arg);

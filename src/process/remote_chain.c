@@ -55,50 +55,18 @@ bool dispatches_calls(pid_t tid)
 	       config.mode;
 }
 
-static bool is_pending(pid_t tid, bool shared, int sig)
-{
-	siginfo_t info[16];
-	struct __ptrace_peeksiginfo_args args = {.flags = shared ? PTRACE_PEEKSIGINFO_SHARED : 0,
-						 .nr = ARRAY_SIZE(info)};
-	long n;
-
-	do {
-		n = ptrace(PTRACE_PEEKSIGINFO, tid, &args, info);
-		for (long i = 0; i < n; i++)
-			if (info[i].si_signo == sig)
-				return true;
-		args.off += ARRAY_SIZE(info);
-	} while (n == (long)ARRAY_SIZE(info));
-	return false;
-}
-
 /* A signal that is pending for the thread already would merge with ours. (One that is pending for
  * the process would not: it comes second, and by then it is blocked again.) */
 static int pick_signal(const struct remote_gadgets *g, pid_t tid)
 {
 	static const int candidates[] = {SIGURG, SIGWINCH, SIGCHLD};
 
-	if (!is_pending(tid, false, g->stop_signal))
+	if (!tracee_is_pending(tid, false, g->stop_signal))
 		return g->stop_signal;
 	for (size_t i = 0; i < ARRAY_SIZE(candidates); i++)
-		if (!is_pending(tid, false, candidates[i]))
+		if (!tracee_is_pending(tid, false, candidates[i]))
 			return candidates[i];
 	return 0;
-}
-
-/*
- * A signal with which a thread is let go while it is blocked goes back into the queue that it came
- * from, as it was (ptrace_signal() in kernel/signal.c). There it waits until the thread has its own
- * mask again, whoever gives it back. Kept in hand is what cannot be blocked, or must not be (see
- * chain_mask(); a fault comes again), and what would merge or change places with another there.
- */
-static bool can_give_back(const struct chain *c)
-{
-	const struct tracee *t = c->t;
-
-	return t->sig && t->in_signal_stop && t->sig != SIGSTOP && t->sig != c->sig &&
-	       chain_mask(c, false) >> (t->sig - 1) & 1 && !is_pending(t->tid, false, t->sig) &&
-	       !is_pending(t->tid, true, t->sig);
 }
 
 int chain_init(struct chain *c, struct tracee *t, const struct target *target,
@@ -106,15 +74,6 @@ int chain_init(struct chain *c, struct tracee *t, const struct target *target,
 {
 	*c = (struct chain){
 		.t = t, .target = target, .g = g, .sig = pick_signal(g, t->tid), .stepped = step};
-	c->give_back = can_give_back(c) ? t->sig : 0;
-	/* One that stays in hand can be given back only at a stop for a signal, as a chain ends with.
-	 * Its handler ends a timed wait anyway; without a handler there is nothing to give back. */
-	if (step && t->sig && !c->give_back) {
-		if (signal_is_ignored(target, t->tid, t->sig))
-			t->sig = 0;
-		else
-			c->stepped = false;
-	}
 	if (c->stepped && !helper && gadgets_complete(g)) {
 		c->stepped = false;
 		c->by_returns = true;
@@ -140,18 +99,13 @@ int wait_tid(pid_t tid, int *ret_status)
 }
 
 /* A stop of a thread at work for a signal that is not ours. SIGSTOP cannot be blocked, and those
- * that a fault forces on a thread are not: sent by somebody, they are delivered at the release.
+ * that a fault forces on a thread are not: sent by somebody, they are sent again at the release.
  * -EFAULT: it is a fault, the chain broke (a filter, text that is not what it was). */
 static int other_signal(struct chain *c, const siginfo_t *info)
 {
 	if (info->si_code > 0)
 		return -EFAULT;
-	if (!c->t->sig) {
-		c->t->sig = info->si_signo;
-		c->t->siginfo = *info;
-	} else if (c->t->sig != info->si_signo) {
-		c->t->more |= 1ull << (info->si_signo - 1);
-	}
+	c->t->owed |= 1ull << (info->si_signo - 1);
 	return 0;
 }
 
@@ -174,21 +128,6 @@ int chain_begin(struct chain *c, struct remote_batch *b)
 	return 0;
 }
 
-int chain_go(struct chain *c, int request)
-{
-	struct tracee *t = c->t;
-
-	if (c->give_back)
-		ptrace(PTRACE_SETSIGINFO, t->tid, NULL, &t->siginfo);
-	if (ptrace(request, t->tid, NULL, (void *)(long)c->give_back) < 0)
-		return -ESRCH;
-	if (c->give_back)
-		t->sig = 0;
-	c->give_back = 0;
-	c->running = true;
-	return 0;
-}
-
 static int wait_stop(struct tracee *t, int *ret_status)
 {
 	int r = wait_tid(t->tid, ret_status);
@@ -203,11 +142,10 @@ static int next_stop(struct chain *c, int request, chain_event_fn *on_event, voi
 		     int *ret_status)
 {
 	for (;;) {
-		int r = c->running ? 0 : chain_go(c, request);
-
+		if (!c->running && ptrace(request, c->t->tid, NULL, NULL) < 0)
+			return -ESRCH;
 		c->running = false;
-		if (r == 0)
-			r = wait_stop(c->t, ret_status);
+		int r = wait_stop(c->t, ret_status);
 		if (r < 0)
 			return r;
 		int event = *ret_status >> 16;
@@ -236,20 +174,13 @@ int chain_wait(struct chain *c, chain_event_fn *on_event, void *arg)
 		if (WSTOPSIG(status) == c->sig) {
 			/* One of the same number that was for the process came first: it is
 			 * unblocked at the end only, and the stop is as good. */
-			if (info.si_code != SI_TKILL && !c->t->sig) {
-				c->t->sig = c->sig;
-				c->t->siginfo = info;
-			} else if (info.si_code != SI_TKILL) {
-				c->t->more |= 1ull << (c->sig - 1);
-			}
-			c->t->in_signal_stop = true;
+			if (info.si_code != SI_TKILL)
+				c->t->owed |= 1ull << (c->sig - 1);
 			return 0;
 		}
 		r = other_signal(c, &info);
-		if (r < 0) {
-			c->t->in_signal_stop = true;
+		if (r < 0)
 			return r;
-		}
 	}
 }
 
@@ -298,7 +229,6 @@ static int stop_again(struct tracee *t)
 		if (ptrace(PTRACE_CONT, t->tid, NULL, NULL) < 0 || wait_stop(t, &status) < 0)
 			return -ESRCH;
 	} while (status >> 16 != PTRACE_EVENT_STOP);
-	t->in_signal_stop = false;
 	return 0;
 }
 

@@ -179,22 +179,3 @@ int ids_inside(const struct target *t, pid_t tid, const struct remote_gadgets *g
 	}
 	return 0;
 }
-
-/* A signal that a tracer sees and that comes to nothing without one. */
-bool signal_is_ignored(const struct target *t, pid_t tid, int sig)
-{
-	static const int ignored[] = {SIGCHLD, SIGURG, SIGWINCH, SIGCONT};
-	char path[64];
-	cleanup_free char *status = NULL;
-	uint64_t bit = 1ull << (sig - 1);
-
-	snprintf(path, sizeof(path), "task/%d/status", tid);
-	if (io_read_file_at(t->procfd, path, 65536, &status, NULL) < 0)
-		return false;
-	if (status_field(status, "\nSigIgn:", 16) & bit)
-		return true;
-	for (size_t i = 0; i < ARRAY_SIZE(ignored); i++)
-		if (sig == ignored[i])
-			return !(status_field(status, "\nSigCgt:", 16) & bit);
-	return false;
-}

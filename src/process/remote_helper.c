@@ -73,16 +73,15 @@ static int helper_started(struct chain *c, void *arg)
 		return 0;
 	s->started = true;
 	s->h.tid = (pid_t)tid;
-	if (wait_tid(s->h.tid, &status) < 0 ||
-	    ptrace(PTRACE_GETREGS, s->h.tid, NULL, &s->h.regs) < 0) {
+	s->h.data = c->data_addr + s->data_offset;
+	s->h.stack = c->data_addr + s->frame_offset;
+	if (wait_tid(s->h.tid, &status) == 0 &&
+	    ptrace(PTRACE_GETREGS, s->h.tid, NULL, &s->h.regs) == 0)
+		s->result = s->fn(&s->h, s->arg, s->err);
+	else
 		s->result = usnap_fail(s->err, -ESRCH,
 				       "cannot snapshot process %d: its helper thread was killed",
 				       c->target->pid);
-		return 0;
-	}
-	s->h.data = c->data_addr + s->data_offset;
-	s->h.stack = c->data_addr + s->frame_offset;
-	s->result = s->fn(&s->h, s->arg, s->err);
 
 	/* Not let go to find its own way out: while the process is stopped (SIGSTOP) it would
 	 * join that stop, and the thread that waits for its end with it. */
@@ -92,12 +91,11 @@ static int helper_started(struct chain *c, void *arg)
 	r.rsp = s->h.stack;
 	r.rax = SYS_exit;
 	r.rdi = 0;
-	if (ptrace(PTRACE_SETREGS, s->h.tid, NULL, &r) < 0)
-		return 0;
-	do {
-		if (ptrace(PTRACE_CONT, s->h.tid, NULL, NULL) < 0)
-			break;
-	} while (wait_tid(s->h.tid, &status) == 0);
+	ptrace(PTRACE_SETREGS, s->h.tid, NULL, &r);
+	/* Also one that was killed is there until it has been waited for. */
+	do
+		ptrace(PTRACE_CONT, s->h.tid, NULL, NULL);
+	while (wait_tid(s->h.tid, &status) == 0);
 	return 0;
 }
 

@@ -29,7 +29,6 @@ struct chain {
 	const struct remote_known *known; /* or NULL */
 	long wait_nr; /* as in remote_known */
 	int sig; /* that stops the thread at the end */
-	int give_back; /* signal in hand that goes back into its queue as the thread goes on, or 0 */
 	/* In a timed wait, see remote_is_slow(): */
 	bool stepped; /* call by call */
 	bool by_returns; /* chained by returns */
@@ -55,9 +54,6 @@ typedef int chain_event_fn(struct chain *c, void *arg);
 
 /* All that there is to be found. */
 bool gadgets_complete(const struct remote_gadgets *g);
-
-/* A signal that a tracer sees and that comes to nothing without one. */
-bool signal_is_ignored(const struct target *t, pid_t tid, int sig);
 
 /* ---- remote_frame.c ---- */
 
@@ -114,13 +110,12 @@ bool dispatches_calls(pid_t tid);
 /* The report of a stop of a thread at work; interruptions do not count. -ESRCH: it has ended. */
 int wait_tid(pid_t tid, int *ret_status);
 
-/* In the order of life. chain_go() lets the thread run, by a request of ptrace. chain_wait() and
- * chain_step() tell on_event (or NULL) of a clone; unless the thread was killed it is stopped
- * afterwards, and chain_finish() is due. chain_run() is all of it from begin to finish. */
+/* In the order of life. chain_wait() and chain_step() tell on_event (or NULL) of a clone; unless
+ * the thread was killed it is stopped afterwards, and chain_finish() is due. chain_run() is all
+ * of it from begin to finish. */
 int chain_init(struct chain *c, struct tracee *t, const struct target *target,
 	       const struct remote_gadgets *g, bool step, bool helper);
 int chain_begin(struct chain *c, struct remote_batch *b);
-int chain_go(struct chain *c, int request);
 int chain_wait(struct chain *c, chain_event_fn *on_event, void *arg);
 int chain_step(struct chain *c, const struct remote_batch *b, chain_event_fn *on_event, void *arg);
 int chain_finish(struct chain *c, struct remote_batch *b);

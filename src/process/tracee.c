@@ -1,9 +1,11 @@
 /*
  * DESIGN. PTRACE_SEIZE does not stop; PTRACE_INTERRUPT does, and a thread
- * that would have been woken by a signal at that moment stops with the
- * signal in hand instead (signal-delivery-stop): it is kept here and given
- * back at the release. Everything else a seized thread can report (group
- * stops, its death) is told apart in take_stop().
+ * that a signal has come to stops with that instead (signal-delivery-stop).
+ * It is let go with the signal, and stops anew before it has run an
+ * instruction: at the first one of the handler, or where it was if there is
+ * none. Until then the kernel has the signal and delivers it, should we die:
+ * the report of such a stop is left (wait_task_stopped() in kernel/exit.c
+ * clears what the thread goes on with when it is taken).
  *
  * Threads are waited for one by one, by ID, and for stops only: that leaves
  * the reports of others alone, and a thread that has ended is told at once,
@@ -13,6 +15,11 @@
  * Waiting must end even when a thread cannot stop: a parent in vfork() sits
  * in a wait that only a fatal signal breaks. A POSIX timer aimed at this
  * thread interrupts the wait once a millisecond.
+ *
+ * A thread that calls execve(2) has the others killed, also those that have
+ * stopped, and waits until those that we trace have been reaped; meanwhile
+ * PTRACE_SEIZE of any thread waits for it (cred_guard_mutex). So the timer's
+ * signal also reaps what there is to be reaped while that call lasts.
  */
 #include "process/tracee.h"
 
@@ -48,9 +55,19 @@ enum {
 	POLL_NS = 100000,
 };
 
+/* Whose threads are being seized by this thread. */
+static _Thread_local const struct tracees *volatile seizing;
+
+/* Interrupts waitid(), at any rate. */
 static void on_tick(int sig)
 {
-	(void)sig; /* only interrupts waitid() */
+	const struct tracees *ts = seizing;
+	int saved = errno;
+
+	(void)sig;
+	for (size_t i = 0; ts && i < ts->n; i++)
+		waitid(P_PID, (id_t)ts->t[i].tid, NULL, WEXITED | WNOHANG | __WALL);
+	errno = saved;
 }
 
 static int ticks_begin(timer_t *ret)
@@ -93,25 +110,55 @@ static char task_state(const struct target *target, pid_t tid)
 	return paren && paren[1] == ' ' ? paren[2] : 0;
 }
 
+/* Under another ID: it has taken the leader's by execve(2). */
+static bool is_traced_by_us(const struct target *target, pid_t tid)
+{
+	char path[64];
+	cleanup_free char *text = NULL;
+
+	snprintf(path, sizeof(path), "task/%d/status", tid);
+	if (io_read_file_at(target->procfd, path, KIB(64), &text, NULL) < 0)
+		return false;
+	const char *s = strstr(text, "\nTracerPid:");
+	return s && strtol(s + strlen("\nTracerPid:"), NULL, 10) == gettid();
+}
+
+static int make_room(struct tracees *ts)
+{
+	if (ts->n < ts->room)
+		return 0;
+	size_t room = ts->room ? ts->room * 2 : 16;
+	struct tracee *bigger = realloc(ts->t, room * sizeof(*bigger));
+
+	if (!bigger)
+		return -ENOMEM;
+	ts->t = bigger;
+	ts->room = room;
+	return 0;
+}
+
 int tracees_seize_one(struct tracees *ts, const struct target *target, pid_t tid,
 		      struct usnap_err *err)
 {
-	if (ts->n == ts->room) {
-		size_t room = ts->room ? ts->room * 2 : 16;
-		struct tracee *bigger = realloc(ts->t, room * sizeof(*bigger));
+	int r = make_room(ts);
 
-		if (!bigger)
-			return usnap_fail_errno(err, -ENOMEM, "cannot trace thread %d", tid);
-		ts->t = bigger;
-		ts->room = room;
-	}
-	if (ptrace(PTRACE_SEIZE, tid, NULL, NULL) < 0) {
-		int r = -errno;
+	if (r < 0)
+		return usnap_fail_errno(err, r, "cannot trace thread %d", tid);
+	seizing = ts;
+	r = ptrace(PTRACE_SEIZE, tid, NULL, NULL) < 0 ? -errno : 0;
+	seizing = NULL;
+	if (r < 0) {
 		char state = task_state(target, tid);
 
 		/* Gone or going. A leader that has called pthread_exit() stays as a zombie. */
 		if (r == -ESRCH || state == 0 || state == 'Z' || state == 'X')
 			return -ESRCH;
+		if (is_traced_by_us(target, tid)) {
+			ts->lost = true;
+			return usnap_fail(err, r,
+					  "cannot snapshot process %d: it runs another program now",
+					  target->pid);
+		}
 		usnap_fail_errno(err, r, "cannot trace thread %d of process %d", tid, target->pid);
 		usnap_hint(err,
 			   "it may be traced by another program, or belong to another user: "
@@ -135,8 +182,13 @@ static bool is_io_worker(const struct target *target, pid_t tid)
 	       strncmp(comm, "iou-", 4) == 0;
 }
 
-/* Seizes what is not seized yet. Returns how many that were. */
-static int seize_new(struct tracees *ts, const struct target *target, struct usnap_err *err)
+/* 1 when it has become one of ts, 0 when not. */
+typedef int thread_fn(struct tracees *ts, const struct target *target, pid_t tid,
+		      struct usnap_err *err);
+
+/* Calls fn for every thread that is not one of ts. Returns how many have become so. */
+static int each_other(struct tracees *ts, const struct target *target, thread_fn *fn,
+		      struct usnap_err *err)
 {
 	cleanup_fd int fd = openat(target->procfd, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
@@ -162,27 +214,38 @@ static int seize_new(struct tracees *ts, const struct target *target, struct usn
 		}
 		if (tracee_find(ts, tid))
 			continue;
-		struct usnap_err why = {0};
-		int r = tracees_seize_one(ts, target, tid, &why);
-		if (r == -ESRCH || (r == -EPERM && is_io_worker(target, tid)))
-			continue;
-		if (r < 0) {
-			if (err && !err->code)
-				*err = why;
+		int r = fn(ts, target, tid, err);
+		if (r < 0)
 			return r;
-		}
-		nr_new++;
+		nr_new += r;
 	}
 	return nr_new;
 }
 
+static int seize_other(struct tracees *ts, const struct target *target, pid_t tid,
+		       struct usnap_err *err)
+{
+	struct usnap_err why = {0};
+	int r = tracees_seize_one(ts, target, tid, &why);
+
+	if (r == -ESRCH || (r == -EPERM && is_io_worker(target, tid)))
+		return 0;
+	if (r < 0 && err && !err->code)
+		*err = why;
+	return r < 0 ? r : 1;
+}
+
 int tracees_seize(struct tracees *ts, const struct target *target, struct usnap_err *err)
 {
-	int r;
+	timer_t timer;
+	int r = ticks_begin(&timer);
 
+	if (r < 0)
+		return usnap_fail_errno(err, r, "cannot set a timer");
 	do
-		r = seize_new(ts, target, err);
+		r = each_other(ts, target, seize_other, err);
 	while (r > 0);
+	timer_delete(timer);
 	if (r == 0 && ts->n == 0)
 		r = usnap_fail(err, -ESRCH, "cannot snapshot process %d: it has ended",
 			       target->pid);
@@ -204,33 +267,55 @@ int tracee_wait(pid_t tid, int flags, int *ret_status)
 	return -ESRCH;
 }
 
-/* What a stop says of a thread. */
-static void take_stop(struct tracee *t, int status)
+bool tracee_is_pending(pid_t tid, bool shared, int sig)
 {
-	t->stopped = true;
-	if (status >> 16 == PTRACE_EVENT_STOP) {
-		if (WSTOPSIG(status) != SIGTRAP)
-			t->group_stop = WSTOPSIG(status);
-		return;
-	}
-	if (status >> 16)
-		return;
-	t->sig = WSTOPSIG(status);
-	t->in_signal_stop = true;
-	if (ptrace(PTRACE_GETSIGINFO, t->tid, NULL, &t->siginfo) < 0)
-		t->siginfo = (siginfo_t){.si_signo = t->sig, .si_code = SI_USER};
+	siginfo_t info[16];
+	struct __ptrace_peeksiginfo_args args = {.flags = shared ? PTRACE_PEEKSIGINFO_SHARED : 0,
+						 .nr = ARRAY_SIZE(info)};
+	long n;
+
+	do {
+		n = ptrace(PTRACE_PEEKSIGINFO, tid, &args, info);
+		for (long i = 0; i < n; i++)
+			if (info[i].si_signo == sig)
+				return true;
+		args.off += ARRAY_SIZE(info);
+	} while (n == (long)ARRAY_SIZE(info));
+	return false;
 }
 
-/* Its report is left with the kernel: without a tracer the thread goes on with the signal in it. */
-static int wait_one(struct tracee *t, int flags)
+/* Looks at or waits for the stop of a thread. *ret_sig: what it has stopped for the delivery of, or 0.
+ * One that stood still may do so no longer: killed, it is on its way out. */
+static int wait_one(struct tracee *t, int flags, int *ret_sig)
 {
 	int status, r = tracee_wait(t->tid, WNOWAIT | flags, &status);
 
-	if (r == 0)
-		take_stop(t, status);
-	else if (r == -ESRCH)
-		t->gone = true;
+	*ret_sig = 0;
+	if (r == 0) {
+		*t = (struct tracee){.tid = t->tid, .stopped = true};
+		if (!(status >> 16))
+			*ret_sig = WSTOPSIG(status);
+		else if (status >> 16 == PTRACE_EVENT_STOP && WSTOPSIG(status) != SIGTRAP)
+			t->group_stop = WSTOPSIG(status);
+	} else if (r != -EINTR) {
+		t->stopped = false;
+	}
+	t->gone = r == -ESRCH;
 	return r;
+}
+
+/* The same, with signals delivered: -EAGAIN, also after WNOHANG, when there is another stop to come. */
+static int stop_one(struct tracee *t, int flags)
+{
+	int sig, r = wait_one(t, flags, &sig);
+
+	if (r < 0 || !sig)
+		return r;
+	/* In this order, so that it cannot get away. */
+	ptrace(PTRACE_INTERRUPT, t->tid, NULL, NULL);
+	ptrace(PTRACE_CONT, t->tid, NULL, (void *)(long)sig);
+	t->stopped = false;
+	return -EAGAIN;
 }
 
 static void forget_gone(struct tracees *ts)
@@ -240,33 +325,43 @@ static void forget_gone(struct tracees *ts)
 	for (size_t i = 0; i < ts->n; i++)
 		if (!ts->t[i].gone)
 			ts->t[n++] = ts->t[i];
+		else
+			ts->lost = true;
 	ts->n = n;
 }
 
-/*
- * Waits until every thread that was interrupted stands still or is gone. A
- * thread that calls execve(2) ends the others and takes the leader's ID, as
- * soon as they have been reaped: the leader is looked at last.
- */
-static int wait_all(struct tracees *ts, const struct target *target, uint64_t deadline_ns)
+static bool is_running(const struct tracee *t)
 {
-	for (size_t i = ts->n; i-- > 0;) {
-		struct tracee *t = &ts->t[i];
+	return !t->stopped && !t->gone;
+}
 
-		while (!t->stopped && !t->gone) {
-			int r = wait_one(t, 0);
+/*
+ * Waits until every thread that was interrupted stands still or is gone. All
+ * are looked at now and then: after execve(2) those that had stopped are gone,
+ * and the leader's ID is that of the thread which called it.
+ */
+static int wait_all(struct tracees *ts, uint64_t deadline_ns)
+{
+	for (size_t i = ts->n; i > 0;) {
+		struct tracee *t = &ts->t[i - 1];
+		int r = is_running(t) ? stop_one(t, 0) : 0;
 
-			if (r == 0 || r == -ESRCH)
-				continue;
-			if (r != -EINTR)
-				return r;
-			if (now_ns() >= deadline_ns)
-				return -EAGAIN;
-			for (size_t k = 0; k < i; k++)
-				if (!ts->t[k].stopped && !ts->t[k].gone &&
-				    ts->t[k].tid != target->pid)
-					wait_one(&ts->t[k], WNOHANG);
+		i -= r == 0 || r == -ESRCH;
+		if (r == 0 || r == -ESRCH || r == -EAGAIN)
+			continue;
+		if (r != -EINTR)
+			return r;
+		bool late = now_ns() >= deadline_ns, running = false;
+
+		for (i = ts->n; i-- > 0;) {
+			stop_one(&ts->t[i], WNOHANG);
+			running |= is_running(&ts->t[i]);
 		}
+		if (!running)
+			return 0;
+		if (late)
+			return -EAGAIN;
+		i = ts->n;
 	}
 	return 0;
 }
@@ -308,13 +403,13 @@ int tracees_stop(struct tracees *ts, const struct target *target, bool all, uint
 	do {
 		for (; asked < ts->n; asked++)
 			ptrace(PTRACE_INTERRUPT, ts->t[asked].tid, NULL, NULL);
-		r = wait_all(ts, target, deadline_ns);
+		r = wait_all(ts, deadline_ns);
 		forget_gone(ts);
 		if (r < 0)
 			break;
 		asked = ts->n;
 		if (all)
-			r = seize_new(ts, target, err);
+			r = each_other(ts, target, seize_other, err);
 	} while (r > 0);
 	timer_delete(timer);
 
@@ -345,49 +440,69 @@ int tracees_stop(struct tracees *ts, const struct target *target, bool all, uint
 	return 0;
 }
 
-static void detach(struct tracee *t, const struct target *target)
+/* SIGCONT has come after the SIGSTOP that the thread is owed, and undoes it. */
+static bool is_undone(const struct tracee *t)
 {
-	if (t->sig && t->in_signal_stop) {
-		ptrace(PTRACE_SETSIGINFO, t->tid, NULL, &t->siginfo);
-		ptrace(PTRACE_DETACH, t->tid, NULL, (void *)(long)t->sig);
-	} else {
-		ptrace(PTRACE_DETACH, t->tid, NULL, NULL);
-		/* Taken on the way to a stop of another kind, where the kernel takes none back. */
-		if (t->sig)
-			t->more |= 1ull << (t->sig - 1);
-	}
-	for (int sig = 1; t->more; sig++, t->more >>= 1)
-		if (t->more & 1)
+	return tracee_is_pending(t->tid, false, SIGCONT) ||
+	       tracee_is_pending(t->tid, true, SIGCONT);
+}
+
+static void detach(struct tracee *t, const struct target *target, int sig)
+{
+	if (t->owed & 1ull << (SIGSTOP - 1) && is_undone(t))
+		t->owed &= ~(1ull << (SIGSTOP - 1));
+	t->let_go = t->gone = ptrace(PTRACE_DETACH, t->tid, NULL, (void *)(long)sig) == 0;
+	/* If it has been killed, there is a zombie to be reaped. */
+	t->stopped = false;
+	for (sig = 1; t->let_go && t->owed; sig++, t->owed >>= 1)
+		if (t->owed & 1)
 			syscall(SYS_tgkill, target->pid, t->tid, sig);
 }
 
-/* A thread can be detached only while it stands still: interrupt, wait, let go. Returns how many do
- * not stop in good time. */
+static int adopt_other(struct tracees *ts, const struct target *target, pid_t tid,
+		       struct usnap_err *err)
+{
+	(void)err;
+	if (!is_traced_by_us(target, tid) || make_room(ts) < 0)
+		return 0;
+	ts->t[ts->n++] = (struct tracee){.tid = tid};
+	return 1;
+}
+
+/*
+ * A thread can be detached only while it stands still: interrupt, wait, let
+ * go. Returns how many do not stop in good time. When some have been killed
+ * there may be others that we trace: the one that did it by execve(2), under a
+ * new ID, and a helper of which we had not heard yet.
+ */
 static size_t release_running(struct tracees *ts, const struct target *target)
 {
 	const struct timespec pause = {.tv_nsec = POLL_NS};
 	uint64_t deadline_ns = now_ns() + STRAGGLER_NS;
-	size_t running;
+	size_t asked = 0, running;
 
-	for (size_t i = 0; i < ts->n; i++)
-		if (!ts->t[i].stopped)
-			ptrace(PTRACE_INTERRUPT, ts->t[i].tid, NULL, NULL);
-	for (;;) {
+	/* Once more when all are gone: a leader can be reaped only then. */
+	for (bool last = false;; last = !running) {
+		bool more = ts->lost && each_other(ts, target, adopt_other, NULL) > 0;
+
+		for (; asked < ts->n; asked++)
+			ptrace(PTRACE_INTERRUPT, ts->t[asked].tid, NULL, NULL);
 		running = 0;
 		for (size_t i = 0; i < ts->n; i++) {
 			struct tracee *t = &ts->t[i];
+			int sig;
 
-			if (t->stopped || t->gone)
+			if (t->let_go)
 				continue;
-			int r = wait_one(t, WNOHANG);
-			if (r == 0)
-				detach(t, target);
-			else
-				running += r != -ESRCH;
+			if (wait_one(t, WNOHANG, &sig) == 0)
+				detach(t, target, sig);
+			ts->lost |= t->gone && !t->let_go;
+			running += !t->gone;
 		}
-		if (!running || now_ns() >= deadline_ns)
+		if (now_ns() >= deadline_ns || (!running && !more && (last || !ts->lost)))
 			return running;
-		nanosleep(&pause, NULL);
+		if (running)
+			nanosleep(&pause, NULL);
 	}
 }
 
@@ -397,11 +512,10 @@ size_t tracees_release(struct tracees *ts, const struct target *target)
 
 	for (size_t i = 0; i < ts->n; i++) {
 		if (ts->t[i].stopped)
-			detach(&ts->t[i], target);
-		else
-			running++;
+			detach(&ts->t[i], target, 0);
+		running += !ts->t[i].let_go;
 	}
-	if (running)
+	if (running || ts->lost)
 		running = release_running(ts, target);
 	free(ts->t);
 	*ts = (struct tracees){0};

@@ -4,9 +4,7 @@
  * Every call comes from the one thread that seized them (the kernel's rule).
  * Should the tracer die, the kernel lets every tracee go on from where it
  * was: nothing here may leave a tracee in a state from which it could not.
- * That goes for a signal, too, for which one has stopped: the kernel delivers
- * it then, unless the report of the stop has been taken (wait_task_stopped()
- * in kernel/exit.c clears what the thread would go on with).
+ * That goes for signals, too: none is kept from the thread that it came to.
  */
 #ifndef USNAP_PROCESS_TRACEE_H
 #define USNAP_PROCESS_TRACEE_H
@@ -24,18 +22,18 @@
 struct tracee {
 	pid_t tid;
 	bool stopped;
-	int sig; /* signal that the stop has kept from the thread, delivered at release; 0: none */
-	siginfo_t siginfo; /* of sig */
-	uint64_t more; /* bit n: signal n + 1 was taken as well, and is sent again at release */
-	bool in_signal_stop; /* where sig can be handed to the kernel with the release */
+	/* Bit n: signal n + 1, which cannot wait, came while the thread made calls (remote.h), and is
+	 * sent again at release. */
+	uint64_t owed;
 	int group_stop; /* the stop signal when the process is stopped (SIGSTOP...) */
-	bool gone; /* only while tracee.c waits */
+	bool gone, let_go; /* only in tracee.c: ended or detached, detached */
 	struct user_regs_struct regs; /* as at the stop */
 };
 
 struct tracees {
 	struct tracee *t;
 	size_t n, room;
+	bool lost; /* some have ended, or run under other IDs since an execve(2) */
 	/* State letter, as in /proc/TID/stat, of the thread for which tracees_stop() answered -EAGAIN:
 	 * R waits for a processor, D sits in vfork or worse. */
 	char straggler;
@@ -53,18 +51,22 @@ int tracees_seize(struct tracees *ts, const struct target *target, struct usnap_
  */
 int tracee_wait(pid_t tid, int flags, int *ret_status);
 
+/* Whether a signal is in the queue of a stopped thread, or in that of its process. */
+bool tracee_is_pending(pid_t tid, bool shared, int sig);
+
 /* Seizes one thread. */
 int tracees_seize_one(struct tracees *ts, const struct target *target, pid_t tid,
 		      struct usnap_err *err);
 
 /* Interrupts all seized threads, waits for all and reads their registers;
- * with all set, seizes what has appeared until no thread runs. A thread that
+ * with all set, seizes what has appeared until no thread runs. A signal on its
+ * way is delivered first: the thread stops where its handler begins. One that
  * does not stop before deadline_ns (it sits in vfork, in D state): -EAGAIN;
  * release and try again. */
 int tracees_stop(struct tracees *ts, const struct target *target, bool all, uint64_t deadline_ns,
 		 struct usnap_err *err);
 
-/* Detaches every thread, delivering what signal it owes. Also undoes a
+/* Detaches every thread, sending what signals it owes. Also undoes a
  * partial stop: a thread that has not stopped yet is waited for, since only
  * then it can be detached. Returns how many did not stop for that either
  * (the kernel detaches them when the tracer ends); else 0. */

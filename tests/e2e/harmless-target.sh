@@ -60,6 +60,22 @@ for ((i = 0; i < n; i++)); do
 done
 echo "exec: $failed of $n snapshots failed"
 
+# Over and over, by one thread or another: none of the stops is in the way of it.
+start_workload execloop
+failed=0
+for ((i = 0; i < 3 * n; i++)); do
+	got=0
+	usnap snapshot -q "$started" -o to/x.usnap 2>err || got=$?
+	judged $got
+	failed=$((failed + got))
+done
+kill -TERM "$started"
+wait "$started"
+longest=$(awk '/^execs/ { print $4 }' execloop.out)
+cat execloop.out
+echo "$failed of $((3 * n)) snapshots failed"
+[ "$longest" -lt 1000000000 ] || fail "an execve() took $longest ns"
+
 # Stopped before: still stopped after, and as it was when it goes on.
 work_start --size 64M --signals --sleepers
 before=$(outside "$work_pid")
