@@ -123,8 +123,10 @@ int futexes_stopped(struct capture *c)
 {
 	int r = 0;
 
-	for (size_t i = 0; i < c->tracees.n && r == 0; i++) {
-		const struct user_regs_struct *regs = &c->tracees.t[i].regs;
+	for (size_t i = 0; i < c->tracees.n * 2 && r == 0; i++) {
+		const struct tracee *t = &c->tracees.t[i / 2];
+		/* A handler that has just begun may return to a call that waits on. */
+		const struct user_regs_struct *regs = i % 2 ? &t->before : &t->regs;
 		uint64_t words[2];
 
 		r = spare(c, words,

@@ -127,6 +127,7 @@ int remote_run_all(struct remote_job *jobs, size_t n, const struct target *targe
 /* The helper, while its function runs. */
 struct remote_helper {
 	const struct remote_gadgets *g;
+	struct tracee *beside; /* the thread that waits for it */
 	pid_t tid; /* as we see it */
 	bool own_files; /* its descriptors are its own; else it must close what it opens */
 	uint64_t data; /* address in the target of data_len bytes of scratch */

@@ -98,14 +98,18 @@ int wait_tid(pid_t tid, int *ret_status)
 	return r;
 }
 
-/* A stop of a thread at work for a signal that is not ours. SIGSTOP cannot be blocked, and those
- * that a fault forces on a thread are not: sent by somebody, they are sent again at the release.
- * -EFAULT: it is a fault, the chain broke (a filter, text that is not what it was). */
-static int other_signal(struct chain *c, const siginfo_t *info)
+/* SIGSTOP cannot be blocked, and those that a fault forces on a thread are not: sent by somebody,
+ * they are sent again at the release. A fault: the chain broke (a filter, text that is not what it
+ * was). */
+int owe_signal(struct tracee *t, pid_t tid)
 {
-	if (info->si_code > 0)
+	siginfo_t info;
+
+	if (ptrace(PTRACE_GETSIGINFO, tid, NULL, &info) < 0)
+		return -ESRCH;
+	if (info.si_code > 0)
 		return -EFAULT;
-	c->t->owed |= 1ull << (info->si_signo - 1);
+	t->owed |= 1ull << (info.si_signo - 1);
 	return 0;
 }
 
@@ -168,17 +172,18 @@ int chain_wait(struct chain *c, chain_event_fn *on_event, void *arg)
 
 		if (r < 0)
 			return r;
-		siginfo_t info;
-		if (ptrace(PTRACE_GETSIGINFO, c->t->tid, NULL, &info) < 0)
-			return -ESRCH;
 		if (WSTOPSIG(status) == c->sig) {
+			siginfo_t info;
+
 			/* One of the same number that was for the process came first: it is
 			 * unblocked at the end only, and the stop is as good. */
+			if (ptrace(PTRACE_GETSIGINFO, c->t->tid, NULL, &info) < 0)
+				return -ESRCH;
 			if (info.si_code != SI_TKILL)
 				c->t->owed |= 1ull << (c->sig - 1);
 			return 0;
 		}
-		r = other_signal(c, &info);
+		r = owe_signal(c->t, c->t->tid);
 		if (r < 0)
 			return r;
 	}
@@ -210,9 +215,7 @@ static int step_call(struct chain *c, chain_event_fn *on_event, void *arg)
 			inside = true;
 			continue;
 		}
-		siginfo_t info;
-		r = ptrace(PTRACE_GETSIGINFO, c->t->tid, NULL, &info) < 0 ? -ESRCH
-									  : other_signal(c, &info);
+		r = owe_signal(c->t, c->t->tid);
 		if (r < 0)
 			return r;
 	}

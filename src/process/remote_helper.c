@@ -25,6 +25,11 @@ struct helper_start {
 	bool started;
 };
 
+static bool is_call_stop(int status)
+{
+	return !(status >> 16) && WSTOPSIG(status) == (SIGTRAP | 0x80);
+}
+
 int64_t remote_helper_call(struct remote_helper *h, long nr, uint64_t a0, uint64_t a1, uint64_t a2,
 			   uint64_t a3, uint64_t a4)
 {
@@ -50,12 +55,13 @@ int64_t remote_helper_call(struct remote_helper *h, long nr, uint64_t a0, uint64
 			return -ESRCH;
 		if (wait_tid(h->tid, &status) < 0)
 			return -ESRCH;
-		if (status >> 16 || WSTOPSIG(status) != (SIGTRAP | 0x80)) {
-			/* A group stop or SIGSTOP passes by: it concerns the threads that stay. */
-			if (others++ > 100)
-				return -EFAULT;
-			i--;
-		}
+		if (is_call_stop(status))
+			continue;
+		/* A group stop passes by: it concerns the threads that stay. So do signals. */
+		int e = status >> 16 ? 0 : owe_signal(h->beside, h->tid);
+		if (e < 0 || others++ > 100)
+			return e < 0 ? e : -EFAULT;
+		i--;
 	}
 	if (ptrace(PTRACE_GETREGS, h->tid, NULL, &r) < 0)
 		return -ESRCH;
@@ -93,10 +99,13 @@ static int helper_started(struct chain *c, void *arg)
 	r.rdi = 0;
 	ptrace(PTRACE_SETREGS, s->h.tid, NULL, &r);
 	/* Also one that was killed is there until it has been waited for. */
-	do
+	for (;;) {
 		ptrace(PTRACE_CONT, s->h.tid, NULL, NULL);
-	while (wait_tid(s->h.tid, &status) == 0);
-	return 0;
+		if (wait_tid(s->h.tid, &status) < 0)
+			return 0;
+		if (!(status >> 16) && !is_call_stop(status))
+			owe_signal(c->t, s->h.tid);
+	}
 }
 
 static bool have_pidfd_thread(void)
@@ -151,7 +160,7 @@ int remote_with_helper(struct tracee *t, const struct target *target,
 
 	/* A table of its own can only be reached through a descriptor for the thread. */
 	s.h = (struct remote_helper){
-		.g = g, .own_files = have_pidfd_thread(), .data_len = HELPER_DATA};
+		.g = g, .beside = t, .own_files = have_pidfd_thread(), .data_len = HELPER_DATA};
 	remote_batch_init(b);
 	s.data_offset = (unsigned)remote_batch_data(b, NULL, HELPER_DATA);
 

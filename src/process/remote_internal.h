@@ -110,6 +110,10 @@ bool dispatches_calls(pid_t tid);
 /* The report of a stop of a thread at work; interruptions do not count. -ESRCH: it has ended. */
 int wait_tid(pid_t tid, int *ret_status);
 
+/* What a thread at work has stopped for is a signal that is not ours: t is owed it. 0; -EFAULT: it
+ * is a fault; -ESRCH. */
+int owe_signal(struct tracee *t, pid_t tid);
+
 /* In the order of life. chain_wait() and chain_step() tell on_event (or NULL) of a clone; unless
  * the thread was killed it is stopped afterwards, and chain_finish() is due. chain_run() is all
  * of it from begin to finish. */

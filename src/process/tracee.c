@@ -25,6 +25,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ptrace.h>
@@ -52,21 +53,39 @@
 
 enum {
 	TICK_NS = 1000000,
+	REAP_AT_ONCE = 256,
 	POLL_NS = 100000,
 };
 
-/* Whose threads are being seized by this thread. */
+/* Whose threads are being seized by this thread, in ticks since that began, and which is the next one to
+ * be looked at. */
 static _Thread_local const struct tracees *volatile seizing;
+static _Thread_local unsigned seizing_ticks;
+static _Thread_local size_t seizing_next;
 
-/* Interrupts waitid(), at any rate. */
+/* Those that tracees_release() has had to leave to the kernel. */
+static _Thread_local pid_t abandoned[8];
+
+static void reap(pid_t tid)
+{
+	if (tid)
+		waitid(P_PID, (id_t)tid, NULL, WEXITED | WNOHANG | __WALL);
+}
+
+/* Interrupts waitid(), at any rate. It must be over before the next one: a call that does not wait
+ * would never get to its end. */
 static void on_tick(int sig)
 {
 	const struct tracees *ts = seizing;
 	int saved = errno;
 
 	(void)sig;
-	for (size_t i = 0; ts && i < ts->n; i++)
-		waitid(P_PID, (id_t)ts->t[i].tid, NULL, WEXITED | WNOHANG | __WALL);
+	if (ts && seizing_ticks++ > 0) {
+		for (size_t i = 0; i < MIN(ts->n, (size_t)REAP_AT_ONCE); i++)
+			reap(ts->t[seizing_next++ % ts->n].tid);
+		for (size_t i = 0; i < ARRAY_SIZE(abandoned); i++)
+			reap(abandoned[i]);
+	}
 	errno = saved;
 }
 
@@ -75,6 +94,11 @@ static int ticks_begin(timer_t *ret)
 	struct sigaction sa = {.sa_handler = on_tick};
 	struct sigevent ev = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGRTMAX - 1};
 
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGRTMAX - 1);
+	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
 	ev.sigev_notify_thread_id = gettid();
 	if (sigaction(SIGRTMAX - 1, &sa, NULL) < 0 || timer_create(CLOCK_MONOTONIC, &ev, ret) < 0)
 		return -errno;
@@ -144,16 +168,19 @@ int tracees_seize_one(struct tracees *ts, const struct target *target, pid_t tid
 
 	if (r < 0)
 		return usnap_fail_errno(err, r, "cannot trace thread %d", tid);
+	seizing_ticks = 0;
+	atomic_signal_fence(memory_order_seq_cst);
 	seizing = ts;
 	r = ptrace(PTRACE_SEIZE, tid, NULL, NULL) < 0 ? -errno : 0;
 	seizing = NULL;
+	atomic_signal_fence(memory_order_seq_cst);
 	if (r < 0) {
 		char state = task_state(target, tid);
 
 		/* Gone or going. A leader that has called pthread_exit() stays as a zombie. */
 		if (r == -ESRCH || state == 0 || state == 'Z' || state == 'X')
 			return -ESRCH;
-		if (is_traced_by_us(target, tid)) {
+		if (tid == target->pid && is_traced_by_us(target, tid)) {
 			ts->lost = true;
 			return usnap_fail(err, r,
 					  "cannot snapshot process %d: it runs another program now",
@@ -292,7 +319,7 @@ static int wait_one(struct tracee *t, int flags, int *ret_sig)
 
 	*ret_sig = 0;
 	if (r == 0) {
-		*t = (struct tracee){.tid = t->tid, .stopped = true};
+		*t = (struct tracee){.tid = t->tid, .stopped = true, .before = t->before};
 		if (!(status >> 16))
 			*ret_sig = WSTOPSIG(status);
 		else if (status >> 16 == PTRACE_EVENT_STOP && WSTOPSIG(status) != SIGTRAP)
@@ -311,6 +338,7 @@ static int stop_one(struct tracee *t, int flags)
 
 	if (r < 0 || !sig)
 		return r;
+	ptrace(PTRACE_GETREGS, t->tid, NULL, &t->before);
 	/* In this order, so that it cannot get away. */
 	ptrace(PTRACE_INTERRUPT, t->tid, NULL, NULL);
 	ptrace(PTRACE_CONT, t->tid, NULL, (void *)(long)sig);
@@ -447,16 +475,27 @@ static bool is_undone(const struct tracee *t)
 	       tracee_is_pending(t->tid, true, SIGCONT);
 }
 
-static void detach(struct tracee *t, const struct target *target, int sig)
+/* Before any of them goes on, and takes what tells. */
+static void pay_owed(struct tracees *ts, const struct target *target)
 {
-	if (t->owed & 1ull << (SIGSTOP - 1) && is_undone(t))
-		t->owed &= ~(1ull << (SIGSTOP - 1));
+	const uint64_t stop = 1ull << (SIGSTOP - 1);
+
+	for (size_t i = 0; i < ts->n; i++) {
+		struct tracee *t = &ts->t[i];
+
+		if (t->owed & stop && t->stopped && is_undone(t))
+			t->owed &= ~stop;
+		for (int sig = 1; t->owed; sig++, t->owed >>= 1)
+			if (t->owed & 1)
+				syscall(SYS_tgkill, target->pid, t->tid, sig);
+	}
+}
+
+static void detach(struct tracee *t, int sig)
+{
 	t->let_go = t->gone = ptrace(PTRACE_DETACH, t->tid, NULL, (void *)(long)sig) == 0;
 	/* If it has been killed, there is a zombie to be reaped. */
 	t->stopped = false;
-	for (sig = 1; t->let_go && t->owed; sig++, t->owed >>= 1)
-		if (t->owed & 1)
-			syscall(SYS_tgkill, target->pid, t->tid, sig);
 }
 
 static int adopt_other(struct tracees *ts, const struct target *target, pid_t tid,
@@ -495,7 +534,7 @@ static size_t release_running(struct tracees *ts, const struct target *target)
 			if (t->let_go)
 				continue;
 			if (wait_one(t, WNOHANG, &sig) == 0)
-				detach(t, target, sig);
+				detach(t, sig);
 			ts->lost |= t->gone && !t->let_go;
 			running += !t->gone;
 		}
@@ -510,13 +549,17 @@ size_t tracees_release(struct tracees *ts, const struct target *target)
 {
 	size_t running = 0;
 
+	pay_owed(ts, target);
 	for (size_t i = 0; i < ts->n; i++) {
 		if (ts->t[i].stopped)
-			detach(&ts->t[i], target, 0);
+			detach(&ts->t[i], 0);
 		running += !ts->t[i].let_go;
 	}
 	if (running || ts->lost)
 		running = release_running(ts, target);
+	for (size_t i = 0, k = 0; i < ts->n && k < ARRAY_SIZE(abandoned) && running; i++)
+		if (!ts->t[i].gone)
+			abandoned[k++] = ts->t[i].tid;
 	free(ts->t);
 	*ts = (struct tracees){0};
 	return running;

@@ -28,6 +28,8 @@ struct tracee {
 	int group_stop; /* the stop signal when the process is stopped (SIGSTOP...) */
 	bool gone, let_go; /* only in tracee.c: ended or detached, detached */
 	struct user_regs_struct regs; /* as at the stop */
+	/* As the last signal delivered on the way to it found them; zeros without one. */
+	struct user_regs_struct before;
 };
 
 struct tracees {

@@ -58,6 +58,16 @@ killed_at 1 chain_finish 2
 killed_at 1 signals_end 1
 killed_at 1 tracees_release 1
 
+# What cannot be blocked comes to the helper: it is for the thread that waits for it.
+gdb -nx -batch -ex 'set debuginfod enabled off' -ex 'handle SIG63 nostop noprint' -ex 'break take_in_helper' \
+	-ex run -ex "shell kill -STOP $started" -ex continue \
+	--args "$UFFD_SNAP" snapshot -q "$started" -o to/x.usnap >gdb.out 2>&1 </dev/null
+grep -q 'Breakpoint 1, .*take_in_helper' gdb.out || fail "no helper: $(cat gdb.out)"
+usnap verify -q to/x.usnap
+rm to/x.usnap
+wait_until 10 grep -q '^State:.*T (stopped)' "/proc/$started/status"
+kill -CONT "$started"
+
 # In an image that was taken while it was on its way its handler has begun.
 snapshot_with_signal 1 continue
 all_came
