@@ -1,9 +1,12 @@
 #include "capture/ended.h"
 
+#include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/utsname.h>
 
@@ -50,45 +53,111 @@ static bool is_stack(const struct vma *v, const struct vma *below)
 	       below->end == v->start && below->kind == VMA_ANON && below->prot == PROT_NONE;
 }
 
-/* As the process itself knows it. */
-static bool is_thread(const struct capture *c, pid_t tid)
-{
-	for (size_t i = 0; i < c->tracees.n; i++) {
-		pid_t pid, inside;
+/* The threads of the process, as it knows them itself, in order. */
+struct ids {
+	pid_t *v;
+	size_t n;
+};
 
-		if (ids_inside(c->target, c->tracees.t[i].tid, &c->gadgets, &pid, &inside) < 0 ||
-		    inside == tid || pid == tid)
+static int compare(const void *a, const void *b)
+{
+	const pid_t x = *(const pid_t *)a, y = *(const pid_t *)b;
+
+	return (x > y) - (x < y);
+}
+
+static int list_ids(const struct capture *c, struct ids *ids)
+{
+	ids->n = 0;
+	ids->v = calloc(c->tracees.n + 1, sizeof(*ids->v));
+	if (!ids->v)
+		return -ENOMEM;
+	for (size_t i = 0; i < c->tracees.n; i++) {
+		pid_t pid, tid;
+		int r = ids_inside(c->target, c->tracees.t[i].tid, &c->gadgets, &pid, &tid);
+
+		if (r < 0)
+			return r;
+		if (i == 0)
+			ids->v[ids->n++] = pid;
+		ids->v[ids->n++] = tid;
+	}
+	qsort(ids->v, ids->n, sizeof(*ids->v), compare);
+	return 0;
+}
+
+/* Calls fn for the ID in every control block of glibc's on the page: true ends it, and is returned. */
+typedef bool tcb_fn(struct capture *c, void *arg, uint64_t addr, pid_t tid);
+
+static bool look_at(struct capture *c, uint64_t page, tcb_fn *fn, void *arg)
+{
+	unsigned char bytes[PAGE_BYTES];
+
+	if (memory_read(c, page, bytes, sizeof(bytes)) < 0)
+		return false;
+	for (size_t at = 0; at + TCB_TID + sizeof(int32_t) <= sizeof(bytes); at += TCB_ALIGN) {
+		const uint64_t addr = page + at;
+		uint64_t tcb, self;
+		int32_t tid;
+
+		memcpy(&tcb, bytes + at, sizeof(tcb));
+		memcpy(&self, bytes + at + TCB_SELF, sizeof(self));
+		memcpy(&tid, bytes + at + TCB_TID, sizeof(tid));
+		if (tcb == addr && self == addr && tid > 0 && fn(c, arg, addr + TCB_TID, tid))
 			return true;
 	}
 	return false;
 }
 
-static void look_at(struct capture *c, uint64_t page)
+static bool look_at_all(struct capture *c, const struct maps *maps, tcb_fn *fn, void *arg)
 {
-	unsigned char bytes[PAGE_BYTES];
+	for (size_t i = 1; i < maps->n; i++)
+		if (is_stack(&maps->v[i], &maps->v[i - 1]) &&
+		    look_at(c, maps->v[i].end - PAGE_BYTES, fn, arg))
+			return true;
+	return false;
+}
 
-	if (memory_read(c, page, bytes, sizeof(bytes)) < 0)
-		return;
-	for (size_t at = 0; at + TCB_TID + sizeof(int32_t) <= sizeof(bytes); at += TCB_ALIGN) {
-		const uint64_t addr = page + at;
-		uint64_t tcb, self;
-		int32_t tid, none = 0;
+static bool clear(struct capture *c, void *arg, uint64_t addr, pid_t tid)
+{
+	const struct ids *ids = arg;
+	int32_t none = 0;
+	struct iovec local = {&none, sizeof(none)};
+	struct iovec remote = {(void *)(uintptr_t)addr, sizeof(none)};
 
-		memcpy(&tcb, bytes + at, sizeof(tcb));
-		memcpy(&self, bytes + at + TCB_SELF, sizeof(self));
-		memcpy(&tid, bytes + at + TCB_TID, sizeof(tid));
-		if (tcb != addr || self != addr || tid <= 0 || is_thread(c, tid))
-			continue;
-		struct iovec local = {&none, sizeof(none)};
-		struct iovec remote = {(void *)(uintptr_t)(addr + TCB_TID), sizeof(none)};
-		if (process_vm_writev(c->target->pid, &local, 1, &remote, 1, 0) == sizeof(none))
-			c->stats.ended_told++;
-	}
+	if (!bsearch(&tid, ids->v, ids->n, sizeof(*ids->v), compare) &&
+	    process_vm_writev(c->target->pid, &local, 1, &remote, 1, 0) == sizeof(none))
+		c->stats.ended_told++;
+	return false;
 }
 
 void ended_tell(struct capture *c, const struct maps *maps)
 {
-	for (size_t i = 1; i < maps->n; i++)
-		if (is_stack(&maps->v[i], &maps->v[i - 1]))
-			look_at(c, maps->v[i].end - PAGE_BYTES);
+	struct ids ids;
+
+	/* Without the list none is known to have ended. */
+	if (list_ids(c, &ids) == 0)
+		look_at_all(c, maps, clear, &ids);
+	free(ids.v);
+}
+
+static bool is_none(struct capture *c, void *arg, uint64_t addr, pid_t tid)
+{
+	char path[64];
+	struct stat st;
+
+	(void)arg, (void)addr;
+	snprintf(path, sizeof(path), "task/%d", (int)tid);
+	return fstatat(c->target->procfd, path, &st, 0) < 0 && errno == ENOENT;
+}
+
+bool ended_is_suspected(struct capture *c)
+{
+	struct maps maps = {0};
+	bool r = c->gadgets.other_pidns;
+
+	if (!r && maps_read(c->target->procfd, &maps) == 0)
+		r = look_at_all(c, &maps, is_none, NULL);
+	maps_free(&maps);
+	return r;
 }

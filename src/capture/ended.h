@@ -6,13 +6,13 @@
  * the word is write-protected it stays, and the joiner waits for ever.
  *
  * A thread writes to that page shortly before, and where it has registered rseq(2), as threads of
- * glibc have since 2.35, so does the kernel whenever the thread has waited: nothing was ever seen to be
- * left. Without rseq(2) it happens. Then the stacks are searched, while every thread stands still, for
- * control blocks of glibc's whose thread is no more, and their words are cleared: in the freeze, so
- * that the image shows none, and when nothing is protected any more. A waiting joiner looks again when
- * it goes on.
+ * glibc have since 2.35, so does the kernel whenever the thread has waited: it happens seldom then.
+ * The stacks are searched, while every thread stands still, for control blocks of glibc's whose thread
+ * is no more, and their words are cleared: in the freeze, so that the image shows none, and when
+ * nothing is protected any more; with rseq(2) only if there seems to be one. A waiting joiner looks
+ * again when it goes on.
  *
- * The tracer's, with every thread stopped.
+ * The tracer's.
  */
 #ifndef USNAP_CAPTURE_ENDED_H
 #define USNAP_CAPTURE_ENDED_H
@@ -23,9 +23,11 @@
 
 struct capture;
 
-/* Whether no thread can end unnoticed. */
+/* Whether threads hardly ever end unnoticed. */
 bool ended_is_noticed(const struct capture *c);
-/* Tells of those on stacks in these mappings. */
+/* Whether there seems to be one, while the process runs: a word is not that of a thread. */
+bool ended_is_suspected(struct capture *c);
+/* Tells of those on stacks in these mappings, with every thread stopped. */
 void ended_tell(struct capture *c, const struct maps *maps);
 
 #endif

@@ -404,9 +404,9 @@ static int freeze_once(struct capture *c, bool hold, struct copier *cp, uint64_t
 	c->stats.threads = c->tracees.n;
 
 	struct reading maps = {.c = c};
-	c->ends_noticed = ended_is_noticed(c);
-	if (c->uffd >= 0 && !c->ends_noticed)
+	if (c->uffd >= 0)
 		ended_tell(c, &c->maps);
+	c->ends_noticed = ended_is_noticed(c);
 	r = open_stacks(c);
 	if (r < 0)
 		usnap_fail_errno(err, r, "cannot open the stacks of process %d", c->target->pid);

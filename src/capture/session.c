@@ -28,6 +28,7 @@
 /* Stops at the end, for joiners; each may take twice as long as the one before. */
 #define TELL_TRIES 5
 #define TELL_STOP_NS UINT64_C(20000000)
+#define TELL_WAIT_US 1000
 /* Attempts while the threads are held, each of which stops them for the copy. */
 #define MAX_HELD 3
 
@@ -257,6 +258,7 @@ static int attempt(struct capture *c, bool held, struct usnap_err *err)
 	if (r < 0)
 		return r;
 	start = now_ns();
+	c->ends_noticed = false;
 	if (c->uffd >= 0) {
 		asks_find(c);
 		r = arm(c, err);
@@ -341,7 +343,7 @@ static int attach(struct capture *c, struct usnap_err *err)
 static int tell_ended(struct capture *c)
 {
 	struct maps maps = {0};
-	int r = ended_is_noticed(c) ? 0 : maps_read(c->target->procfd, &maps);
+	int r = maps_read(c->target->procfd, &maps);
 
 	if (r == 0)
 		ended_tell(c, &maps);
@@ -371,6 +373,10 @@ static void detach(struct capture *c)
 		if (!injected)
 			asks_leave(c);
 		/* Also when it was given up before the first stop. */
+		if (c->ends_noticed && c->registered) {
+			usleep(TELL_WAIT_US); /* for those that were about to end when protection was */
+			c->ends_noticed = !ended_is_suspected(c);
+		}
 		for (int i = 0; i < TELL_TRIES && c->registered && !c->ends_noticed; i++)
 			if (capture_all_stopped(c, TELL_STOP_NS << i, tell_ended) != -EAGAIN)
 				break;

@@ -76,7 +76,7 @@ struct capture {
 	struct ranges excluded; /* by the program, as of T0: whole pages. The tracer's until then */
 	struct uffd_known known; /* of the moment of attaching */
 	struct tracees tracees; /* while stopped */
-	bool ends_noticed; /* ended.h; known from the first stop on */
+	bool ends_noticed; /* ended.h; known from the freeze on */
 	char straggler; /* state of the thread that kept the last stop from being one */
 	int uffd, mem_fd, maps_fd;
 	uint64_t features;

@@ -29,6 +29,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ptrace.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -54,6 +55,7 @@
 enum {
 	TICK_NS = 1000000,
 	REAP_AT_ONCE = 256,
+	SEIZE_PASSES = 3,
 	POLL_NS = 100000,
 };
 
@@ -134,17 +136,17 @@ static char task_state(const struct target *target, pid_t tid)
 	return paren && paren[1] == ' ' ? paren[2] : 0;
 }
 
-/* Under another ID: it has taken the leader's by execve(2). */
-static bool is_traced_by_us(const struct target *target, pid_t tid)
+/* Thread that traces it, 0: none. */
+static pid_t tracer_of(const struct target *target, pid_t tid)
 {
 	char path[64];
 	cleanup_free char *text = NULL;
 
 	snprintf(path, sizeof(path), "task/%d/status", tid);
 	if (io_read_file_at(target->procfd, path, KIB(64), &text, NULL) < 0)
-		return false;
+		return 0;
 	const char *s = strstr(text, "\nTracerPid:");
-	return s && strtol(s + strlen("\nTracerPid:"), NULL, 10) == gettid();
+	return s ? (pid_t)strtol(s + strlen("\nTracerPid:"), NULL, 10) : 0;
 }
 
 static int make_room(struct tracees *ts)
@@ -180,7 +182,8 @@ int tracees_seize_one(struct tracees *ts, const struct target *target, pid_t tid
 		/* Gone or going. A leader that has called pthread_exit() stays as a zombie. */
 		if (r == -ESRCH || state == 0 || state == 'Z' || state == 'X')
 			return -ESRCH;
-		if (tid == target->pid && is_traced_by_us(target, tid)) {
+		/* It has called execve(2), and that ID was the leader's before. */
+		if (tid == target->pid && tracer_of(target, tid) == gettid()) {
 			ts->lost = true;
 			return usnap_fail(err, r,
 					  "cannot snapshot process %d: it runs another program now",
@@ -213,7 +216,11 @@ static bool is_io_worker(const struct target *target, pid_t tid)
 typedef int thread_fn(struct tracees *ts, const struct target *target, pid_t tid,
 		      struct usnap_err *err);
 
-/* Calls fn for every thread that is not one of ts. Returns how many have become so. */
+/*
+ * Calls fn for every thread that is not one of ts. Returns how often that was 1. The list of them ends
+ * early where a thread ends while it is made (next_tid() in fs/proc/base.c), so they are counted,
+ * which the links of the directory do too; one more when some are missing.
+ */
 static int each_other(struct tracees *ts, const struct target *target, thread_fn *fn,
 		      struct usnap_err *err)
 {
@@ -228,6 +235,8 @@ static int each_other(struct tracees *ts, const struct target *target, thread_fn
 	fd = -1;
 
 	int nr_new = 0;
+	nlink_t listed = 0;
+	struct stat st;
 	size_t known = 0; /* the kernel lists threads in the order we keep them */
 	const struct dirent *e;
 	while ((e = readdir(d))) {
@@ -235,6 +244,7 @@ static int each_other(struct tracees *ts, const struct target *target, thread_fn
 
 		if (tid <= 0)
 			continue;
+		listed++;
 		if (known < ts->n && ts->t[known].tid == tid) {
 			known++;
 			continue;
@@ -246,6 +256,8 @@ static int each_other(struct tracees *ts, const struct target *target, thread_fn
 			return r;
 		nr_new += r;
 	}
+	if (fstat(dirfd(d), &st) == 0 && st.st_nlink > 2 + listed)
+		nr_new++;
 	return nr_new;
 }
 
@@ -269,10 +281,11 @@ int tracees_seize(struct tracees *ts, const struct target *target, struct usnap_
 
 	if (r < 0)
 		return usnap_fail_errno(err, r, "cannot set a timer");
-	do
+	/* Those that come and go all the time are for tracees_stop(), when nobody makes new ones. */
+	for (int i = 0; i < SEIZE_PASSES && (r > 0 || i == 0); i++)
 		r = each_other(ts, target, seize_other, err);
-	while (r > 0);
 	timer_delete(timer);
+	r = MIN(r, 0);
 	if (r == 0 && ts->n == 0)
 		r = usnap_fail(err, -ESRCH, "cannot snapshot process %d: it has ended",
 			       target->pid);
@@ -438,6 +451,10 @@ int tracees_stop(struct tracees *ts, const struct target *target, bool all, uint
 		asked = ts->n;
 		if (all)
 			r = each_other(ts, target, seize_other, err);
+		if (r > 0 && asked == ts->n && now_ns() >= deadline_ns)
+			r = usnap_fail(err, -EAGAIN,
+				       "cannot stop process %d: threads of it are hidden",
+				       target->pid);
 	} while (r > 0);
 	timer_delete(timer);
 
@@ -502,7 +519,7 @@ static int adopt_other(struct tracees *ts, const struct target *target, pid_t ti
 		       struct usnap_err *err)
 {
 	(void)err;
-	if (!is_traced_by_us(target, tid) || make_room(ts) < 0)
+	if (tracer_of(target, tid) != gettid() || make_room(ts) < 0)
 		return 0;
 	ts->t[ts->n++] = (struct tracee){.tid = tid};
 	return 1;
