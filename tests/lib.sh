@@ -156,6 +156,10 @@ start_redis() {
 
 rcli() { redis-cli -s "$redis_sock" "$@"; }
 
+# gdb, to run a snapshot in; its ticks (src/process/tracee.c) stop nothing.
+# shellcheck disable=SC2034 # for the tests
+gdb_snapshot=(gdb -nx -batch -ex 'set debuginfod enabled off' -ex 'handle SIG63 nostop noprint')
+
 # usnap ARG...: the command under test.
 usnap() { "$UFFD_SNAP" "$@"; }
 

@@ -81,7 +81,7 @@ returned() {
 # begins with the half that is freed.
 meanwhile() {
 	start_workload giveback 64 half
-	gdb -nx -batch -ex 'set debuginfod enabled off' \
+	"${gdb_snapshot[@]}" \
 		-ex 'tbreak fault_finish if s->end - s->start > 32 << 20 && addr - s->start > 1 << 20' \
 		-ex run -ex "shell kill -USR1 $started" -ex 'call (int)usleep(6000000)' \
 		-ex 'shell cat giveback.out' -ex continue \

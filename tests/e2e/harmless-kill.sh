@@ -57,7 +57,7 @@ work_start --size 64M --sleepers
 before=$(outside "$work_pid")
 threads=$(threads_of "$work_pid")
 killed_at() {
-	gdb -nx -batch -ex 'set debuginfod enabled off' -ex 'handle SIG63 nostop noprint' \
+	"${gdb_snapshot[@]}" \
 		-ex "break $1" -ex "ignore 1 $2" -ex run -ex 'shell sleep 0.02' -ex kill \
 		--args "$UFFD_SNAP" snapshot -q "$work_pid" -o to/x.usnap >gdb.out 2>&1 </dev/null
 	grep -q "Breakpoint 1, $1" gdb.out || fail "$1 was not reached $2 times: $(cat gdb.out)"

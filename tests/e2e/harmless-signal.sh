@@ -24,7 +24,7 @@ snapshot_with_signal() {
 		more+=(-ex "$command")
 	done
 	sent=$((sent + 1))
-	gdb -nx -batch -ex 'set debuginfod enabled off' -ex 'handle SIG63 nostop noprint' \
+	"${gdb_snapshot[@]}" \
 		-ex "break tracees_stop if all == $all" -ex run \
 		-ex "shell kill -s RTMIN+1 $started; sleep 0.05" \
 		-ex 'set var deadline_ns += 1000000000' -ex 'delete 1' "${more[@]}" \
@@ -59,7 +59,7 @@ killed_at 1 signals_end 1
 killed_at 1 tracees_release 1
 
 # What cannot be blocked comes to the helper: it is for the thread that waits for it.
-gdb -nx -batch -ex 'set debuginfod enabled off' -ex 'handle SIG63 nostop noprint' -ex 'break take_in_helper' \
+"${gdb_snapshot[@]}" -ex 'break take_in_helper' \
 	-ex run -ex "shell kill -STOP $started" -ex continue \
 	--args "$UFFD_SNAP" snapshot -q "$started" -o to/x.usnap >gdb.out 2>&1 </dev/null
 grep -q 'Breakpoint 1, .*take_in_helper' gdb.out || fail "no helper: $(cat gdb.out)"

@@ -29,7 +29,7 @@ kill -KILL "$pid"
 # Written right before T0, when it was known what is the file's.
 start_workload witness
 read -r late _ <<<"$(text_of "$started" putpwent)"
-gdb -nx -batch -ex 'set debuginfod enabled off' -ex 'tbreak freeze' -ex run \
+"${gdb_snapshot[@]}" -ex 'tbreak freeze' -ex run \
 	-ex "shell printf '\\303' | dd of=/proc/$started/mem bs=1 seek=$((late)) conv=notrunc status=none" \
 	-ex continue --args "$UFFD_SNAP" snapshot -q "$started" -o late.usnap >gdb.out 2>&1 </dev/null
 same 'the late byte in the image' "$(usnap read late.usnap "$late" 1 | od -An -tx1 | tr -d ' ')" c3
@@ -40,7 +40,6 @@ given_up() {
 	addr=$(sed -n 's/^ready //p' cleanmap.out)
 	# Its faults are to be served while one thread stands still.
 	cat >commands <<-END
-		set debuginfod enabled off
 		set non-stop on
 		set breakpoint pending on
 		tbreak $2
@@ -51,7 +50,7 @@ given_up() {
 		shell kill -USR2 $started; for i in \$(seq 500); do grep -q given cleanmap.out && break; sleep 0.02; done
 		continue
 	END
-	gdb -nx -batch -x commands --args "$UFFD_SNAP" snapshot -q "$started" -o given.usnap >gdb.out 2>&1 </dev/null
+	"${gdb_snapshot[@]}" -x commands --args "$UFFD_SNAP" snapshot -q "$started" -o given.usnap >gdb.out 2>&1 </dev/null
 	same "$1 MiB: what the process did" "$(tail -n 2 cleanmap.out | tr '\n' ' ')" 'written given up '
 	same "$1 MiB: what was given up, in the image" "$(usnap read given.usnap "$addr" 1 | od -An -tx1 | tr -d ' ')" 09
 	kill -KILL "$started"
