@@ -1,12 +1,11 @@
 #include "capture/ended.h"
 
-#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
-#include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/utsname.h>
 
@@ -53,37 +52,30 @@ static bool is_stack(const struct vma *v, const struct vma *below)
 	       below->end == v->start && below->kind == VMA_ANON && below->prot == PROT_NONE;
 }
 
-/* The threads of the process, as it knows them itself, in order. */
-struct ids {
-	pid_t *v;
+/* Where fs of each thread points, in order: at its control block, as a rule. */
+struct bases {
+	uint64_t *v;
 	size_t n;
 };
 
 static int compare(const void *a, const void *b)
 {
-	const pid_t x = *(const pid_t *)a, y = *(const pid_t *)b;
+	const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
 
 	return (x > y) - (x < y);
 }
 
-static int list_ids(const struct capture *c, struct ids *ids)
+/* As the process itself knows it. */
+static bool is_thread(const struct capture *c, pid_t tid)
 {
-	ids->n = 0;
-	ids->v = calloc(c->tracees.n + 1, sizeof(*ids->v));
-	if (!ids->v)
-		return -ENOMEM;
 	for (size_t i = 0; i < c->tracees.n; i++) {
-		pid_t pid, tid;
-		int r = ids_inside(c->target, c->tracees.t[i].tid, &c->gadgets, &pid, &tid);
+		pid_t pid, inside;
 
-		if (r < 0)
-			return r;
-		if (i == 0)
-			ids->v[ids->n++] = pid;
-		ids->v[ids->n++] = tid;
+		if (ids_inside(c->target, c->tracees.t[i].tid, &c->gadgets, &pid, &inside) < 0 ||
+		    inside == tid || pid == tid)
+			return true;
 	}
-	qsort(ids->v, ids->n, sizeof(*ids->v), compare);
-	return 0;
+	return false;
 }
 
 /* Calls fn for the ID in every control block of glibc's on the page: true ends it, and is returned. */
@@ -120,12 +112,15 @@ static bool look_at_all(struct capture *c, const struct maps *maps, tcb_fn *fn, 
 
 static bool clear(struct capture *c, void *arg, uint64_t addr, pid_t tid)
 {
-	const struct ids *ids = arg;
+	const struct bases *bases = arg;
+	const uint64_t tcb = addr - TCB_TID;
 	int32_t none = 0;
 	struct iovec local = {&none, sizeof(none)};
 	struct iovec remote = {(void *)(uintptr_t)addr, sizeof(none)};
 
-	if (!bsearch(&tid, ids->v, ids->n, sizeof(*ids->v), compare) &&
+	/* IDs cost a file for each thread in another PID namespace: only for those that are left. */
+	if (!(bases->n && bsearch(&tcb, bases->v, bases->n, sizeof(*bases->v), compare)) &&
+	    !is_thread(c, tid) &&
 	    process_vm_writev(c->target->pid, &local, 1, &remote, 1, 0) == sizeof(none))
 		c->stats.ended_told++;
 	return false;
@@ -133,31 +128,59 @@ static bool clear(struct capture *c, void *arg, uint64_t addr, pid_t tid)
 
 void ended_tell(struct capture *c, const struct maps *maps)
 {
-	struct ids ids;
+	struct bases bases = {.v = calloc(c->tracees.n, sizeof(*bases.v))};
 
-	/* Without the list none is known to have ended. */
-	if (list_ids(c, &ids) == 0)
-		look_at_all(c, maps, clear, &ids);
-	free(ids.v);
+	/* Without it each is looked for by its ID. */
+	for (; bases.v && bases.n < c->tracees.n; bases.n++)
+		bases.v[bases.n] = c->tracees.t[bases.n].regs.fs_base;
+	if (bases.n)
+		qsort(bases.v, bases.n, sizeof(*bases.v), compare);
+	look_at_all(c, maps, clear, &bases);
+	free(bases.v);
+}
+
+/* The threads of a process that runs, as it knows them itself. */
+struct ids {
+	pid_t v[4096];
+	size_t n;
+};
+
+static bool list_ids(const struct capture *c, struct ids *ids)
+{
+	cleanup_fd int fd = openat(c->target->procfd, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	cleanup_dir DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	const struct dirent *e;
+	pid_t pid;
+
+	if (!d)
+		return false;
+	fd = -1;
+	while ((e = readdir(d)) && ids->n < ARRAY_SIZE(ids->v))
+		if (e->d_name[0] != '.' && ids_inside(c->target, (pid_t)strtol(e->d_name, NULL, 10),
+						      &c->gadgets, &pid, &ids->v[ids->n]) == 0)
+			ids->n++;
+	return !e;
 }
 
 static bool is_none(struct capture *c, void *arg, uint64_t addr, pid_t tid)
 {
-	char path[64];
-	struct stat st;
+	const struct ids *ids = arg;
 
-	(void)arg, (void)addr;
-	snprintf(path, sizeof(path), "task/%d", (int)tid);
-	return fstatat(c->target->procfd, path, &st, 0) < 0 && errno == ENOENT;
+	(void)c, (void)addr;
+	for (size_t i = 0; i < ids->n; i++)
+		if (ids->v[i] == tid)
+			return false;
+	return true;
 }
 
 bool ended_is_suspected(struct capture *c)
 {
 	struct maps maps = {0};
-	bool r = c->gadgets.other_pidns;
+	cleanup_free struct ids *ids = calloc(1, sizeof(*ids));
+	bool r = true;
 
-	if (!r && maps_read(c->target->procfd, &maps) == 0)
-		r = look_at_all(c, &maps, is_none, NULL);
+	if (ids && maps_read(c->target->procfd, &maps) == 0 && list_ids(c, ids))
+		r = look_at_all(c, &maps, is_none, ids);
 	maps_free(&maps);
 	return r;
 }

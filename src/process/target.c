@@ -136,6 +136,18 @@ static pid_t group_of(pid_t tid)
 	return status_number(status, "Tgid", 0, &v) ? (pid_t)v : 0;
 }
 
+pid_t target_tracer_of(const struct target *t, pid_t tid)
+{
+	char path[64];
+	cleanup_free char *status = NULL;
+	unsigned long v;
+
+	snprintf(path, sizeof(path), "task/%d/status", (int)tid);
+	if (io_read_file_at(t->procfd, path, KIB(256), &status, NULL) < 0)
+		return 0;
+	return status_number(status, "TracerPid", 0, &v) ? (pid_t)v : 0;
+}
+
 static pid_t own_tracer(void)
 {
 	cleanup_free char *status = NULL;

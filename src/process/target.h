@@ -31,4 +31,7 @@ void target_close(struct target *t);
 /* True while the process exists and is not a zombie. */
 bool target_alive(const struct target *t);
 
+/* Thread, as we see it, that traces a thread of the target; 0: none, or it is gone. */
+pid_t target_tracer_of(const struct target *t, pid_t tid);
+
 #endif

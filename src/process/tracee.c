@@ -136,19 +136,6 @@ static char task_state(const struct target *target, pid_t tid)
 	return paren && paren[1] == ' ' ? paren[2] : 0;
 }
 
-/* Thread that traces it, 0: none. */
-static pid_t tracer_of(const struct target *target, pid_t tid)
-{
-	char path[64];
-	cleanup_free char *text = NULL;
-
-	snprintf(path, sizeof(path), "task/%d/status", tid);
-	if (io_read_file_at(target->procfd, path, KIB(64), &text, NULL) < 0)
-		return 0;
-	const char *s = strstr(text, "\nTracerPid:");
-	return s ? (pid_t)strtol(s + strlen("\nTracerPid:"), NULL, 10) : 0;
-}
-
 static int make_room(struct tracees *ts)
 {
 	if (ts->n < ts->room)
@@ -183,7 +170,7 @@ int tracees_seize_one(struct tracees *ts, const struct target *target, pid_t tid
 		if (r == -ESRCH || state == 0 || state == 'Z' || state == 'X')
 			return -ESRCH;
 		/* It has called execve(2), and that ID was the leader's before. */
-		if (tid == target->pid && tracer_of(target, tid) == gettid()) {
+		if (tid == target->pid && target_tracer_of(target, tid) == gettid()) {
 			ts->lost = true;
 			return usnap_fail(err, r,
 					  "cannot snapshot process %d: it runs another program now",
@@ -519,7 +506,7 @@ static int adopt_other(struct tracees *ts, const struct target *target, pid_t ti
 		       struct usnap_err *err)
 {
 	(void)err;
-	if (tracer_of(target, tid) != gettid() || make_room(ts) < 0)
+	if (target_tracer_of(target, tid) != gettid() || make_room(ts) < 0)
 		return 0;
 	ts->t[ts->n++] = (struct tracee){.tid = tid};
 	return 1;
