@@ -159,12 +159,15 @@ static pid_t own_tracer(void)
 	return group_of((pid_t)v);
 }
 
-static int refuse_traced(struct usnap_err *err, const struct target *t, pid_t tracer)
+int target_refuse_traced(const struct target *t, pid_t tracer, struct usnap_err *err)
 {
 	char path[64];
 	cleanup_free char *comm = NULL;
 	size_t len = 0;
+	pid_t group = group_of(tracer);
 
+	if (group)
+		tracer = group;
 	snprintf(path, sizeof(path), "/proc/%d/comm", (int)tracer);
 	if (io_read_file_at(AT_FDCWD, path, 256, &comm, &len) == 0 && len)
 		comm[len - 1] = '\0';
@@ -306,7 +309,7 @@ static int check_state(const struct target *t, const struct facts *f, struct usn
 	if (f->state == 'Z' || f->state == 'X')
 		return refuse(err, -ESRCH, t, "it has ended already (a zombie)");
 	if (f->tracer)
-		return refuse_traced(err, t, f->tracer);
+		return target_refuse_traced(t, f->tracer, err);
 	if (own_tracer() == t->pid)
 		return refuse(err, -EDEADLK, t, "it is tracing this very command");
 	return 0;

@@ -33,5 +33,7 @@ bool target_alive(const struct target *t);
 
 /* Thread, as we see it, that traces a thread of the target; 0: none, or it is gone. */
 pid_t target_tracer_of(const struct target *t, pid_t tid);
+/* -EBUSY: it cannot be a target, for that thread of all the threads there are traces it. */
+int target_refuse_traced(const struct target *t, pid_t tracer, struct usnap_err *err);
 
 #endif

@@ -150,6 +150,17 @@ static int make_room(struct tracees *ts)
 	return 0;
 }
 
+static int seize(const struct tracees *ts, pid_t tid)
+{
+	seizing_ticks = 0;
+	atomic_signal_fence(memory_order_seq_cst);
+	seizing = ts;
+	int r = ptrace(PTRACE_SEIZE, tid, NULL, NULL) < 0 ? -errno : 0;
+	seizing = NULL;
+	atomic_signal_fence(memory_order_seq_cst);
+	return r;
+}
+
 int tracees_seize_one(struct tracees *ts, const struct target *target, pid_t tid,
 		      struct usnap_err *err)
 {
@@ -157,12 +168,10 @@ int tracees_seize_one(struct tracees *ts, const struct target *target, pid_t tid
 
 	if (r < 0)
 		return usnap_fail_errno(err, r, "cannot trace thread %d", tid);
-	seizing_ticks = 0;
-	atomic_signal_fence(memory_order_seq_cst);
-	seizing = ts;
-	r = ptrace(PTRACE_SEIZE, tid, NULL, NULL) < 0 ? -errno : 0;
-	seizing = NULL;
-	atomic_signal_fence(memory_order_seq_cst);
+	r = seize(ts, tid);
+	pid_t tracer = r == -EPERM ? target_tracer_of(target, tid) : 0;
+	if (r == -EPERM && !tracer)
+		r = seize(ts, tid); /* it may have had one that is gone by now */
 	if (r < 0) {
 		char state = task_state(target, tid);
 
@@ -170,12 +179,14 @@ int tracees_seize_one(struct tracees *ts, const struct target *target, pid_t tid
 		if (r == -ESRCH || state == 0 || state == 'Z' || state == 'X')
 			return -ESRCH;
 		/* It has called execve(2), and that ID was the leader's before. */
-		if (tid == target->pid && target_tracer_of(target, tid) == gettid()) {
+		if (tid == target->pid && tracer == gettid()) {
 			ts->lost = true;
 			return usnap_fail(err, r,
 					  "cannot snapshot process %d: it runs another program now",
 					  target->pid);
 		}
+		if (tracer && tracer != gettid())
+			return target_refuse_traced(target, tracer, err);
 		usnap_fail_errno(err, r, "cannot trace thread %d of process %d", tid, target->pid);
 		usnap_hint(err,
 			   "it may be traced by another program, or belong to another user: "
