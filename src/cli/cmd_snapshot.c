@@ -234,8 +234,13 @@ static int take(const struct snapshot_args *a, pid_t pid, bool is_one_of_many)
 			       "cannot snapshot process %d: it is not the one that was started at "
 			       "%" PRIu64,
 			       (int)pid, a->query.start_ticks);
-	if (r == 0)
+	if (r == 0) {
 		registered = registry_begin(pid, s.target.start_ticks);
+		if (registered == -EBUSY)
+			r = usnap_fail(&err, -EBUSY,
+				       "cannot snapshot process %d: another snapshot has begun",
+				       (int)pid);
+	}
 	if (r == 0)
 		r = snapshot_dest_open(&s.dest, a, &s.target, &err);
 	if (r == 0)

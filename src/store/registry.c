@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <xxhash.h>
 
@@ -342,6 +341,14 @@ struct look {
 	bool found;
 };
 
+/* Looked at only: whoever wants the lock at this moment gets it. */
+static bool is_locked(int fd)
+{
+	struct flock l = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
+
+	return fcntl(fd, F_OFD_GETLK, &l) == 0 && l.l_type != F_UNLCK;
+}
+
 static bool look_into(int dir, uid_t uid, void *arg)
 {
 	struct look *l = arg;
@@ -356,7 +363,7 @@ static bool look_into(int dir, uid_t uid, void *arg)
 	value_of(text, RUNDIR_KEY_T0, value, sizeof(value));
 	l->ret->t0_ms = strtoull(value, NULL, 10);
 	value_of(text, RUNDIR_KEY_FILE, l->ret->file, sizeof(l->ret->file));
-	if (flock(fd, LOCK_SH | LOCK_NB) < 0 && errno == EWOULDBLOCK) {
+	if (is_locked(fd)) {
 		value_of(text, RUNDIR_KEY_BY, value, sizeof(value));
 		l->ret->by = (pid_t)strtol(value, NULL, 10);
 		return false;
@@ -396,7 +403,11 @@ static int lock_file(const char *file)
 			    0600);
 	if (fd < 0)
 		return -ENOENT;
-	return flock(fd, LOCK_EX | LOCK_NB) < 0 ? -EBUSY : take_fd(&fd);
+
+	struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+	if (fcntl(fd, F_OFD_SETLK, &l) < 0)
+		return errno == EAGAIN || errno == EACCES ? -EBUSY : -ENOENT;
+	return take_fd(&fd);
 }
 
 static int lock_process(const char *prefix, pid_t pid, uint64_t start_ticks)
@@ -414,11 +425,14 @@ int registry_serve(pid_t pid, uint64_t start_ticks)
 
 int registry_begin(pid_t pid, uint64_t start_ticks)
 {
-	cleanup_fd int fd = lock_process(RUNDIR_TAKEN, pid, start_ticks);
 	struct registry_taken last = {0};
 
+	/* In a directory of another user too. */
+	if (registry_taken(pid, start_ticks, &last) && last.by > 0)
+		return -EBUSY;
+	cleanup_fd int fd = lock_process(RUNDIR_TAKEN, pid, start_ticks);
 	if (fd < 0)
-		return -1;
+		return fd;
 	registry_taken(pid, start_ticks, &last);
 	write_taken(fd, getpid(), last.t0_ms, last.file);
 	return take_fd(&fd);
@@ -432,7 +446,6 @@ void registry_end(int fd, uint64_t t0_ms, const char *file)
 		return;
 	if (file)
 		write_taken(fd, 0, t0_ms, realpath(file, path) ? path : file);
-	flock(fd, LOCK_UN);
 	close(fd);
 }
 

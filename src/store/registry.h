@@ -2,8 +2,8 @@
  * Which processes are ready for snapshots, by name, and which are being taken:
  * what the run directory (rundir.h) tells of processes that live.
  *
- * Nothing in it is needed for a snapshot, and what it says is checked against
- * /proc. What other users write counts for their own processes only; root reads
+ * Nothing in it is needed for a snapshot, two of one process at a time apart,
+ * and what it says is checked against /proc. What other users write counts for their own processes only; root reads
  * the directories of all users, everybody else his own.
  */
 #ifndef USNAP_STORE_REGISTRY_H
@@ -60,8 +60,8 @@ struct registry_taken {
 /* False: nothing is known. */
 bool registry_taken(pid_t pid, uint64_t start_ticks, struct registry_taken *ret);
 
-/* Says that the caller takes the process, until registry_end() or its death. A descriptor, or -1
- * where that cannot be said. */
+/* Says that the caller takes the process, until registry_end() or its death. A descriptor; -EBUSY:
+ * somebody else does; -ENOENT: that cannot be told. */
 int registry_begin(pid_t pid, uint64_t start_ticks);
 /* One "run --pid" is enough. A descriptor to keep; -EBUSY: there is one; -ENOENT: cannot be told. */
 int registry_serve(pid_t pid, uint64_t start_ticks);

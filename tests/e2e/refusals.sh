@@ -107,7 +107,7 @@ before=$(outside "$work_pid")
 _registered() { grep -qE '^VmFlags.* (um|uw)( |$)' "/proc/$work_pid/smaps"; }
 # Slow enough to be met at its work: writers would save their pages faster than any rate.
 halt "$work_pid"
-usnap snapshot -q --rate 16M "$work_pid" -o first.usnap 2>first.err &
+"$UFFD_SNAP" snapshot -q --rate 16M "$work_pid" -o first.usnap 2>first.err &
 first=$!
 adopt $first
 wait_until 20 _registered
@@ -115,12 +115,22 @@ kill -STOP $first
 kill -CONT "$work_pid"
 exits 1 usnap snapshot "$work_pid" -o to/x.usnap
 says err 'cannot '
-grep -qE 'it is being taken by process [0-9]+$' err || fail "$(cat err)"
+grep -qE "it is being taken by process $first\$" err || fail "$(cat err)"
 hinted
 no_image to
 exits 0 usnap snapshot -q "$work_pid" -o to/x.usnap --skip-if-busy --on-failure 'touch told'
 same 'output of a skipped run' "$(cat out err)" ''
 [ ! -e told ] || fail 'a skipped run was told of'
+no_image to
+# Another that is told nothing of the first one meets it in the kernel.
+unlisted=$(find /run/uffd-snap "${XDG_RUNTIME_DIR:-/nonexistent}/uffd-snap" "/tmp/uffd-snap-$(id -u)" \
+	-name "taken-$work_pid-*" 2>/dev/null || true)
+[ -n "$unlisted" ] || fail "the first snapshot is not listed"
+# shellcheck disable=SC2086 # one for each directory
+rm $unlisted
+exits 1 usnap snapshot "$work_pid" -o to/x.usnap
+grep -qE "another snapshot of it is running|it is being traced by uffd-snap \(pid $first\)" err ||
+	fail "$(cat err)"
 no_image to
 kill -CONT $first
 wait $first || fail "the first snapshot suffered: $(cat first.err)"

@@ -1,4 +1,5 @@
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -201,7 +202,7 @@ Test(registry, tells_who_takes_a_process_and_what_was_taken_last)
 	cr_assert_eq(t.by, getpid());
 	cr_assert_eq(t.t0_ms, 0);
 	/* Another at the same time is not entered. */
-	cr_assert_eq(registry_begin(getpid(), self.start_ticks), -1);
+	cr_assert_eq(registry_begin(getpid(), self.start_ticks), -EBUSY);
 	registry_end(fd, 1234567, "/some/image.usnap");
 	cr_assert(registry_taken(getpid(), self.start_ticks, &t));
 	cr_assert_eq(t.by, 0);
