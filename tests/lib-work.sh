@@ -126,21 +126,24 @@ untouched() {
 no_image() { same "files in '$1'" "$(ls -A "$1")" ''; }
 
 # cut N WHAT SIZE [ARG]...: snapshots in a row of a workload with these options,
-# each consistent.
+# each consistent. They are looked at when it has ended: what a thread waits for
+# is a snapshot then, and not a check that takes the processors.
 cut() {
 	local n=$1 what=$2 size=$3 i torn=0 held=0 pauses=()
 	shift 3
 	work_start --size "$size" --signals --sleepers "$@"
 	for ((i = 0; i < n; i++)); do
-		usnap snapshot -q "$work_pid" -o cut.usnap || fail "$what: snapshot $i"
-		consistent cut.usnap
-		pauses+=("$(stat_of cut.usnap pause_ns)")
-		torn=$((torn + $(stat_of cut.usnap torn)))
-		[ "$(stat_of cut.usnap held)" = false ] || held=$((held + 1))
+		usnap snapshot -q "$work_pid" -o "cut.$i.usnap" || fail "$what: snapshot $i"
 	done
 	work_end
+	for ((i = 0; i < n; i++)); do
+		consistent "cut.$i.usnap"
+		pauses+=("$(stat_of "cut.$i.usnap" pause_ns)")
+		torn=$((torn + $(stat_of "cut.$i.usnap" torn)))
+		[ "$(stat_of "cut.$i.usnap" held)" = false ] || held=$((held + 1))
+		rm "cut.$i.usnap"
+	done
 	printf '%-16s %d snapshots, median pause %d us, %d torn attempts, %d held\n' "$what" "$n" \
 		$(($(printf '%s\n' "${pauses[@]}" | sort -n | sed -n "$((n / 2 + 1))p") / 1000)) \
 		"$torn" "$held"
-	rm -f cut.usnap
 }

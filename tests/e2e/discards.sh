@@ -6,32 +6,35 @@
 
 need jq
 
-# discards N KIND SIZE: n snapshots that hold if they must, n that may fail instead.
+# discards N KIND SIZE: n snapshots that hold if they must, n that may fail instead. Looked at when the
+# process has ended, as cut() does.
 discards() {
-	local n=$1 kind=$2 size=$3 i torn=0 held=0 failed=0 before
+	local n=$1 kind=$2 size=$3 i image torn=0 held=0 failed=0 before
 	work_start --size "$size" --discard "$kind" --signals
 	before=$(outside "$work_pid")
 	for ((i = 0; i < n; i++)); do
-		usnap snapshot -q "$work_pid" -o d.usnap || fail "$kind: snapshot $i"
-		consistent d.usnap
-		torn=$((torn + $(stat_of d.usnap torn)))
-		[ "$(stat_of d.usnap held)" = false ] || held=$((held + 1))
-		rm d.usnap
+		image=may-hold.$i.usnap
+		usnap snapshot -q "$work_pid" -o "$image" || fail "$kind: snapshot $i"
+		torn=$((torn + $(stat_of "$image" torn)))
+		[ "$(stat_of "$image" held)" = false ] || held=$((held + 1))
 	done
 	for ((i = 0; i < n; i++)); do
-		if usnap snapshot -q --no-hold "$work_pid" -o d.usnap 2>err; then
-			consistent d.usnap
-			same held "$(stat_of d.usnap held)" false
-			rm d.usnap
+		image=no-hold.$i.usnap
+		if usnap snapshot -q --no-hold "$work_pid" -o "$image" 2>err; then
+			same held "$(stat_of "$image" held)" false
 		else
 			failed=$((failed + 1))
 			says err 'uffd-snap: cannot '
-			[ ! -e d.usnap ] || fail "a failed snapshot left an image"
+			[ ! -e "$image" ] || fail "a failed snapshot left an image"
 		fi
 	done
 	untouched "$work_pid" "$before"
 	# While they are held, its threads wait for as long as the copy takes.
 	if [ $held -eq 0 ]; then work_end; else work_over; fi
+	for image in *.usnap; do
+		consistent "$image"
+		rm "$image"
+	done
 	printf '%-10s %d snapshots, %d torn attempts, %d held; --no-hold: %d of %d failed\n' "$kind" \
 		"$n" "$torn" "$held" "$failed" "$n"
 }
