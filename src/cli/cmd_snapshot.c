@@ -175,6 +175,13 @@ static int fail(const struct snapshot *s, struct usnap_err *err, int *ret_signal
 	return msg_failure(err);
 }
 
+/* *err says that another snapshot has the process. */
+static int hint_busy(struct snapshot *s, struct usnap_err *err)
+{
+	s->dest.busy = s->args->skip_if_busy;
+	return usnap_hint(err, "try again when that has ended; --skip-if-busy ends well instead");
+}
+
 /* What the kernel tells of it may have another cause as well, which the process that is at it
  * then does not have. */
 static int blame_other(struct snapshot *s, struct usnap_err *err)
@@ -189,8 +196,7 @@ static int blame_other(struct snapshot *s, struct usnap_err *err)
 	*err = (struct usnap_err){0};
 	usnap_fail(err, -EBUSY, "cannot snapshot process %d: it is being taken by process %d",
 		   (int)s->run.pid, (int)taken.by);
-	s->dest.busy = s->args->skip_if_busy;
-	return usnap_hint(err, "try again when that has ended; --skip-if-busy ends well instead");
+	return hint_busy(s, err);
 }
 
 /* Whoever asked to be told. Nothing of this undoes an image. */
@@ -236,10 +242,13 @@ static int take(const struct snapshot_args *a, pid_t pid, bool is_one_of_many)
 			       (int)pid, a->query.start_ticks);
 	if (r == 0) {
 		registered = registry_begin(pid, s.target.start_ticks);
-		if (registered == -EBUSY)
-			r = usnap_fail(&err, -EBUSY,
-				       "cannot snapshot process %d: another snapshot has begun",
-				       (int)pid);
+		if (registered == -EBUSY) {
+			usnap_fail(
+				&err, -EBUSY,
+				"cannot snapshot process %d: it is being taken by another snapshot",
+				(int)pid);
+			r = hint_busy(&s, &err);
+		}
 	}
 	if (r == 0)
 		r = snapshot_dest_open(&s.dest, a, &s.target, &err);

@@ -2,9 +2,10 @@
  * Which processes are ready for snapshots, by name, and which are being taken:
  * what the run directory (rundir.h) tells of processes that live.
  *
- * Nothing in it is needed for a snapshot, two of one process at a time apart,
- * and what it says is checked against /proc. What other users write counts for their own processes only; root reads
- * the directories of all users, everybody else his own.
+ * A snapshot does without it, but for one thing: it begins only if nobody else
+ * is seen in there taking the process. What it says is checked against /proc.
+ * What other users write counts for their own processes only; root reads the
+ * directories of all users, everybody else his own.
  */
 #ifndef USNAP_STORE_REGISTRY_H
 #define USNAP_STORE_REGISTRY_H

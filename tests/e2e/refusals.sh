@@ -62,18 +62,39 @@ fi
 
 # Traced.
 if command -v gdb >/dev/null; then
-	start gdb -nx -batch -p "$pid" -ex 'shell touch attached' -ex 'shell sleep 1000'
-	gdb=$started
-	wait_until 20 test -e attached
+	trace() {
+		rm -f attached
+		start gdb -nx -batch -p "$pid" -ex 'shell touch attached' -ex 'shell sleep 1000'
+		gdb=$started
+		wait_until 20 test -e attached
+	}
+	# gdb waits for its shell: both have to go.
+	trace_no_more() {
+		pkill -KILL -P "$gdb" 2>/dev/null || true
+		kill -KILL "$gdb" 2>/dev/null || true
+		wait "$gdb" 2>/dev/null || true
+	}
+	trace
 	exits 1 usnap snapshot "$pid" -o to/x.usnap
 	says err gdb
 	hinted
 	no_image to
 	same tracer "$(sed -n 's/^TracerPid:\t//p' "/proc/$pid/status")" "$gdb"
-	# gdb waits for its shell: both have to go.
-	pkill -KILL -P "$gdb" 2>/dev/null || true
-	kill -KILL "$gdb" 2>/dev/null || true
-	wait "$gdb" 2>/dev/null || true
+	trace_no_more
+
+	# Since it was looked at.
+	start "${gdb_snapshot[@]}" -ex 'break tracees_seize' -ex run \
+		-ex 'shell touch looked; while [ ! -e go ]; do sleep 0.02; done' -ex 'delete 1' -ex continue \
+		--args "$UFFD_SNAP" snapshot "$pid" -o to/x.usnap
+	snapshot=$started
+	log=$started_log
+	wait_until 60 test -e looked
+	trace
+	touch go
+	wait "$snapshot" || true
+	trace_no_more
+	grep -qF "it is being traced by gdb (pid $gdb)" "$log" || fail "$(cat "$log")"
+	no_image to
 fi
 
 start_workload oddproc uffd
@@ -122,12 +143,17 @@ exits 0 usnap snapshot -q "$work_pid" -o to/x.usnap --skip-if-busy --on-failure 
 same 'output of a skipped run' "$(cat out err)" ''
 [ ! -e told ] || fail 'a skipped run was told of'
 no_image to
-# Another that is told nothing of the first one meets it in the kernel.
-unlisted=$(find /run/uffd-snap "${XDG_RUNTIME_DIR:-/nonexistent}/uffd-snap" "/tmp/uffd-snap-$(id -u)" \
+# The first one, between its lock and its name in the file; and one that has no list.
+taken=$(find /run/uffd-snap "${XDG_RUNTIME_DIR:-/nonexistent}/uffd-snap" "/tmp/uffd-snap-$(id -u)" \
 	-name "taken-$work_pid-*" 2>/dev/null || true)
-[ -n "$unlisted" ] || fail "the first snapshot is not listed"
-# shellcheck disable=SC2086 # one for each directory
-rm $unlisted
+[ -f "$taken" ] || fail "the first snapshot is listed here: '$taken'"
+: >"$taken"
+exits 1 usnap snapshot "$work_pid" -o to/x.usnap
+says err 'it is being taken by another snapshot'
+hinted
+exits 0 usnap snapshot -q "$work_pid" -o to/x.usnap --skip-if-busy
+no_image to
+rm "$taken"
 exits 1 usnap snapshot "$work_pid" -o to/x.usnap
 grep -qE "another snapshot of it is running|it is being traced by uffd-snap \(pid $first\)" err ||
 	fail "$(cat err)"
