@@ -465,6 +465,14 @@ int fault_drain(struct capture *c)
 	}
 }
 
+/* Until the time is over or somebody wants this thread at once. */
+static void throttle(const struct capture *c, struct pollfd *wake)
+{
+	struct timespec timeout = {0, c->throttle_us * 1000l};
+
+	(void)!ppoll(wake, 1, &timeout, NULL);
+}
+
 static void *fault_thread(void *arg)
 {
 	struct capture *c = arg;
@@ -495,7 +503,7 @@ static void *fault_thread(void *arg)
 		if (fds[2].revents)
 			(void)!read(pool_event_fd(c->pool), &junk, sizeof(junk));
 		if (c->throttle_us && c->phase == PHASE_ARM)
-			usleep(c->throttle_us);
+			throttle(c, &fds[1]);
 		pthread_mutex_lock(&c->fault_lock);
 		int r = fault_drain(c);
 		if (c->nr_deferred) {
@@ -521,14 +529,20 @@ int fault_start(struct capture *c, struct usnap_err *err)
 	return 0;
 }
 
-void fault_stop(struct capture *c)
+void fault_hurry(struct capture *c)
 {
 	uint64_t one = 1;
 
+	c->throttle_us = 0;
+	(void)!write(c->wake_fd, &one, sizeof(one));
+}
+
+void fault_stop(struct capture *c)
+{
 	if (!c->fault_running)
 		return;
 	c->fault_quit = true;
-	(void)!write(c->wake_fd, &one, sizeof(one));
+	fault_hurry(c);
 	pthread_join(c->fault_tid, NULL);
 	c->fault_running = false;
 }

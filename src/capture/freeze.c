@@ -33,6 +33,7 @@ enum {
 	COVER_TRIES = 5,
 	COPY_PAGES = 128, /* logged pages copied while stopped; the rest is protected */
 	YOUNG_PAGES = 256, /* and pages of mappings that have just appeared */
+	RUN_ON_US = 50, /* what is written meanwhile is copied in the freeze */
 };
 /* A new mapping larger than this is armed while the target runs. */
 #define NEW_BYTES ((uint64_t)32 << 20)
@@ -360,15 +361,26 @@ static void ask_facts(struct capture *c)
 		pstate_know_facts(c->pstate, &facts);
 }
 
+/* A thread whose fault has been made to wait would wait on through the whole of the freeze. It needs
+ * a moment, too, to be woken and run. */
+static void end_throttle(struct capture *c)
+{
+	if (!c->throttle_us)
+		return;
+	fault_hurry(c);
+	usleep(RUN_ON_US);
+}
+
 /* One stop. -EAGAIN: not every thread could be stopped. */
 static int freeze_once(struct capture *c, bool hold, struct copier *cp, uint64_t stop_ns,
 		       bool last_try, bool *ret_again, struct usnap_err *err)
 {
 	uint64_t start, stopped, state;
-	int r = tracees_seize(&c->tracees, c->target, err);
+	int r;
 
+	end_throttle(c);
+	r = tracees_seize(&c->tracees, c->target, err);
 	thread_hurry(true);
-	c->throttle_us = 0;
 	start = now_ns();
 	if (r == 0)
 		r = tracees_stop(&c->tracees, c->target, true, start + stop_ns, err);

@@ -220,6 +220,8 @@ int freeze_copy_populated(struct capture *c, struct copier *cp, uint64_t start, 
 /* fault.c */
 int fault_start(struct capture *c, struct usnap_err *err);
 void fault_stop(struct capture *c);
+/* Faults no longer wait, those that do so now are served at once. */
+void fault_hurry(struct capture *c);
 /* Reads and handles what is there. With fault_lock. */
 int fault_drain(struct capture *c);
 void fault_flush(struct capture *c);
