@@ -68,9 +68,15 @@ static _Thread_local size_t seizing_next;
 /* Those that tracees_release() has had to leave to the kernel. */
 static _Thread_local pid_t abandoned[8];
 
+/* Takes an end, and nothing else: the stop of a thread that is traced is reported whatever was asked for
+ * (wait_task_stopped() in kernel/exit.c), and once taken nobody would hear of it, nor the thread of its
+ * signal. */
 static void reap(pid_t tid)
 {
-	if (tid)
+	siginfo_t si = {0};
+
+	if (tid && waitid(P_PID, (id_t)tid, &si, WEXITED | WNOHANG | WNOWAIT | __WALL) == 0 &&
+	    (si.si_code == CLD_EXITED || si.si_code == CLD_KILLED || si.si_code == CLD_DUMPED))
 		waitid(P_PID, (id_t)tid, NULL, WEXITED | WNOHANG | __WALL);
 }
 
@@ -301,7 +307,7 @@ int tracee_wait(pid_t tid, int flags, int *ret_status)
 	if (errno != ECHILD)
 		return -errno;
 	/* There are no stops to come of one that has ended. */
-	waitpid(tid, NULL, WNOHANG | __WALL);
+	reap(tid);
 	return -ESRCH;
 }
 

@@ -40,6 +40,17 @@ killed_at() {
 	[ ! -e to/x.usnap ] || fail "all $1: an image at $2"
 }
 
+# While other threads are attached to, which takes so long that there are ticks meanwhile.
+sent=$((sent + 1))
+"${gdb_snapshot[@]}" -ex 'break tracees_seize_one if ts->n == 1' -ex run \
+	-ex "shell kill -s RTMIN+1 $started; sleep 0.05" -ex 'delete 1' -ex 'break ptrace' -ex continue \
+	-ex 'delete 2' -ex 'break on_tick' -ex continue -ex 'shell sleep 0.02' -ex continue -ex 'delete 3' -ex continue \
+	--args "$UFFD_SNAP" snapshot -q "$started" -o to/x.usnap >gdb.out 2>&1 </dev/null
+same 'ticks meanwhile' "$(grep -c 'Breakpoint 3, .*on_tick' gdb.out)" 2
+all_came
+usnap verify -q to/x.usnap
+rm to/x.usnap
+
 # That of one thread for the helper.
 snapshot_with_signal 0 continue
 all_came
