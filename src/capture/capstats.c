@@ -31,6 +31,7 @@ char *capture_stats_json(const struct capture *c)
 	struct image_writer_stats w;
 	json_t *j = json_object(), *phases = json_object(), *freeze = json_object();
 	json_t *faults = json_object(), *histogram = json_array(), *bytes = json_object();
+	json_t *output = json_object();
 
 	image_writer_get_stats(c->writer, &w);
 	set(phases, "attach_ns", s->attach_ns);
@@ -99,6 +100,9 @@ char *capture_stats_json(const struct capture *c)
 	set(bytes, "compressed", w.compressed_bytes);
 	set(bytes, "shared_held", s->held_bytes);
 	json_object_set_new(j, "bytes", bytes);
+
+	set(output, "longest_write_ns", w.longest_write_ns);
+	json_object_set_new(j, "output", output);
 
 	char *text = json_dumps(j, JSON_INDENT(1));
 	json_decref(j);

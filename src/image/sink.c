@@ -152,6 +152,7 @@ static int sink_write_all(struct sink *s, const unsigned char *p, size_t len)
 
 		if (s->rate_bytes_s && (r = sink_pace(s)) < 0)
 			return r;
+		uint64_t since = now_ns();
 		n = sink_write_once(s, p, want);
 		if (n == -EINTR || n == -EAGAIN)
 			continue;
@@ -162,6 +163,7 @@ static int sink_write_all(struct sink *s, const unsigned char *p, size_t len)
 		 * the final fsync. Merely advice: the result does not matter. */
 		if (s->type == S_IFREG)
 			sync_file_range(s->fd, (off_t)s->position, n, SYNC_FILE_RANGE_WRITE);
+		s->longest_ns = MAX(s->longest_ns, now_ns() - since);
 		if (s->rate_bytes_s)
 			s->next_ns += (uint64_t)((double)n * 1e9 / (double)s->rate_bytes_s);
 		p += n;

@@ -29,6 +29,7 @@ struct sink {
 	uint64_t rate_bytes_s, next_ns;
 	uint64_t position; /* in the archive */
 	_Atomic uint64_t total_bytes; /* written to fd in all; read by any thread */
+	_Atomic uint64_t longest_ns; /* that a single write took; read by any thread */
 	XXH3_state_t *hash; /* of the archive so far */
 };
 

@@ -510,6 +510,7 @@ void image_writer_get_stats(struct image_writer *w, struct image_writer_stats *r
 	ret->nr_pages_referred = w->index.nr_referred;
 	pthread_mutex_unlock(&w->lock);
 	ret->file_bytes = w->tar.sink.total_bytes;
+	ret->longest_write_ns = w->tar.sink.longest_ns;
 }
 
 void image_writer_drop(struct image_writer *w, uint64_t addr, uint64_t len)

@@ -52,6 +52,7 @@ struct image_writer_stats {
 	uint64_t nr_pages_zero; /* given, found all zero, not stored */
 	uint64_t raw_bytes, compressed_bytes; /* of the frames of this attempt */
 	uint64_t file_bytes; /* all that was written to fd so far */
+	uint64_t longest_write_ns; /* that the output took for a single one of them */
 };
 
 int image_writer_open(struct image_writer **ret, const struct image_writer_options *options,
