@@ -34,7 +34,18 @@ within_a_second() {
 	worst=$(_longest "$1")
 	allowed=$((1000000 + 4 * $(_longest witness.out)))
 	[ "${worst:-0}" -le $allowed ] ||
-		fail "a thread waited $worst us, of at most $allowed: $(cat "$1")"
+		fail "a thread waited $worst us, of at most $allowed: $(cat "$1" && _told_by_images)"
+}
+
+# What images that are still there know of waits, us.
+_told_by_images() {
+	local image
+	for image in ./*.usnap; do
+		[ -s "$image" ] || continue
+		tar -xOf "$image" stats.json 2>/dev/null |
+			jq -r --arg name "$image" '"\($name): the longest fault \(.faults.max_ns / 1000 | floor), the longest write \(
+				(.output.longest_write_ns // 0) / 1000 | floor)"' || true
+	done
 }
 
 # work_over: stops the workload; its own checks must have held.

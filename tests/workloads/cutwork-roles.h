@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -126,7 +127,32 @@ static void wait_for(pid_t pid, const char *what)
 struct forker {
 	struct lane_run *run;
 	bool fork, spawn;
+	/* What took longest: until there was a child, until it had ended, and what it did. */
+	uint64_t made_ns, ended_ns, ran_us;
+	long major_faults, blocks;
+	struct rusage children; /* of all so far */
 };
+
+static uint64_t usec(struct timeval tv)
+{
+	return (uint64_t)tv.tv_sec * 1000000u + (uint64_t)tv.tv_usec;
+}
+
+static void note_child(struct forker *f, uint64_t start_ns, uint64_t made_ns)
+{
+	uint64_t now = clock_ns();
+	struct rusage before = f->children;
+
+	getrusage(RUSAGE_CHILDREN, &f->children);
+	if (now - start_ns <= f->made_ns + f->ended_ns)
+		return;
+	f->made_ns = made_ns - start_ns;
+	f->ended_ns = now - made_ns;
+	f->ran_us = usec(f->children.ru_utime) + usec(f->children.ru_stime) -
+		    usec(before.ru_utime) - usec(before.ru_stime);
+	f->major_faults = f->children.ru_majflt - before.ru_majflt;
+	f->blocks = f->children.ru_inblock - before.ru_inblock;
+}
 
 static void *fork_thread(void *arg)
 {
@@ -142,10 +168,12 @@ static void *fork_thread(void *arg)
 		for (int i = 0; i < 100; i++)
 			lane_step(f->run);
 		lane_tick(f->run);
+		uint64_t start_ns = clock_ns(), made_ns = start_ns;
 		if (f->fork && (seed++ % 2 || !f->spawn)) {
 			pid = fork();
 			if (!pid)
 				fork_child(f->run, seed, over_ns);
+			made_ns = clock_ns();
 			if (pid < 0)
 				violation("fork: %s", strerror(errno));
 			else
@@ -159,11 +187,13 @@ static void *fork_thread(void *arg)
 		} else if (f->spawn) {
 			int r = posix_spawn(&pid, "/bin/true", NULL, NULL, argv, environ);
 
+			made_ns = clock_ns();
 			if (r)
 				violation("posix_spawn: %s", strerror(r));
 			else
 				wait_for(pid, "spawned child");
 		}
+		note_child(f, start_ns, made_ns);
 		lane_tick(f->run);
 		sleep_ns(10000000);
 	}

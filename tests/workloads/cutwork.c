@@ -452,6 +452,11 @@ static void report(void)
 	for (unsigned i = 0; i < NR_SLEEPERS && opt.sleepers; i++)
 		printf("sleeper %s: %" PRIu64 " interrupted, longest wait %" PRIu64 " us\n",
 		       sleepers[i].name, sleepers[i].nr_eintr, sleepers[i].longest_ns / 1000);
+	if (forker.run)
+		printf("slowest child: there after %" PRIu64 " us, gone after %" PRIu64
+		       " more; it ran %" PRIu64 " us, %ld major faults, %ld blocks read\n",
+		       forker.made_ns / 1000, forker.ended_ns / 1000, forker.ran_us,
+		       forker.major_faults, forker.blocks);
 	if (opt.signals)
 		printf("signals: %lu\n", atomic_load(&signals_taken));
 	if (strcmp(opt.clock, "none"))
