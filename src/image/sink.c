@@ -142,6 +142,7 @@ static ssize_t sink_write_once(struct sink *s, const void *buf, size_t len)
 static int sink_write_all(struct sink *s, const unsigned char *p, size_t len)
 {
 	size_t piece = MIB(4);
+	uint64_t since = 0;
 
 	if (s->rate_bytes_s)
 		piece = MAX((size_t)4096, MIN(MIB(1), (size_t)(s->rate_bytes_s / 20)));
@@ -152,7 +153,9 @@ static int sink_write_all(struct sink *s, const unsigned char *p, size_t len)
 
 		if (s->rate_bytes_s && (r = sink_pace(s)) < 0)
 			return r;
-		uint64_t since = now_ns();
+		/* Being told to try again is part of it. */
+		if (!since)
+			since = now_ns();
 		n = sink_write_once(s, p, want);
 		if (n == -EINTR || n == -EAGAIN)
 			continue;
@@ -164,6 +167,7 @@ static int sink_write_all(struct sink *s, const unsigned char *p, size_t len)
 		if (s->type == S_IFREG)
 			sync_file_range(s->fd, (off_t)s->position, n, SYNC_FILE_RANGE_WRITE);
 		s->longest_ns = MAX(s->longest_ns, now_ns() - since);
+		since = 0;
 		if (s->rate_bytes_s)
 			s->next_ns += (uint64_t)((double)n * 1e9 / (double)s->rate_bytes_s);
 		p += n;
