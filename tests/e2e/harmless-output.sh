@@ -37,13 +37,15 @@ snapshotter=$!
 adopt $snapshotter
 _has() { find "/proc/$snapshotter/task/$1/fd" -lname '*userfaultfd*' 2>/dev/null | grep -q .; }
 wait_until 20 _has "$snapshotter"
-# Others come to their end meanwhile.
+# One, and the same when looked at again: others come to their end meanwhile.
+apart=''
 _one_apart() {
-	local task apart=0
+	local task before=$apart
+	apart=''
 	for task in "/proc/$snapshotter/task"/*; do
-		_has "${task##*/}" || apart=$((apart + 1))
+		_has "${task##*/}" || apart+="${task##*/} "
 	done
-	[ $apart -eq 1 ]
+	[ "$apart" = "$before" ] && [ "$(wc -w <<<"$apart")" -eq 1 ]
 }
 wait_until 20 _one_apart
 kill -KILL $snapshotter
