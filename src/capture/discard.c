@@ -268,7 +268,7 @@ static int rescue_part(struct capture *c, const struct segment *s, uint64_t key,
 			     i++) {
 				if (i > 1000 || c->sweep_done)
 					return 1;
-				usleep(20); /* not sched_yield(): this thread may be a real-time one */
+				usleep(20); /* not sched_yield(): this thread may go before the sweep's */
 			}
 			if (!chunk_claim(ch, p))
 				continue;
