@@ -118,6 +118,21 @@ outside() {
 # threads_of PID: their names; of a workload whose threads do not come and go.
 threads_of() { cat "/proc/$1"/task/*/comm | sort | uniq -c; }
 
+_has_userfaultfd() { find "$1/fd" -lname '*userfaultfd*' 2>/dev/null | grep -q .; }
+
+# apart_are N PID: so many threads of a snapshot under way do not have the userfaultfd; the same when
+# called again, for others come to their end meanwhile.
+_apart=''
+apart_are() {
+	local task before=$_apart
+	_has_userfaultfd "/proc/$2" || return 1
+	_apart=''
+	for task in "/proc/$2/task"/*; do
+		_has_userfaultfd "$task" || _apart+="${task##*/} "
+	done
+	[ "$_apart" = "$before" ] && [ "$(wc -w <<<"$_apart")" -eq "$1" ]
+}
+
 _as_before() { [ "$(outside "$1")" = "$2" ]; }
 
 # untouched PID BEFORE: nothing of a snapshot is left in the process.

@@ -16,6 +16,65 @@
 
 #define CANCEL_NS UINT64_C(100000000)
 
+/* ---- sending on to the disk ---- */
+
+static void *flusher_thread(void *arg)
+{
+	struct sink *s = arg;
+
+	pthread_mutex_lock(&s->flush_lock);
+	while (!s->flush_quit) {
+		uint64_t from = s->flush_from, to = s->flush_to;
+
+		if (from >= to) {
+			pthread_cond_wait(&s->to_flusher, &s->flush_lock);
+			continue;
+		}
+		s->flush_from = to;
+		pthread_mutex_unlock(&s->flush_lock);
+		/* Merely advice: the result does not matter. */
+		sync_file_range(s->fd, (off_t)from, (off_t)(to - from), SYNC_FILE_RANGE_WRITE);
+		pthread_mutex_lock(&s->flush_lock);
+	}
+	pthread_mutex_unlock(&s->flush_lock);
+	return NULL;
+}
+
+void sink_flush_early(struct sink *s)
+{
+	sigset_t all, before;
+
+	/* Elsewhere positions in the file are not known. */
+	if (!s->rewindable)
+		return;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	s->flushes = pthread_create(&s->flusher, NULL, flusher_thread, s) == 0;
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+static void tell_flusher(struct sink *s)
+{
+	pthread_mutex_lock(&s->flush_lock);
+	s->flush_to = s->position;
+	pthread_cond_signal(&s->to_flusher);
+	pthread_mutex_unlock(&s->flush_lock);
+}
+
+static void end_flusher(struct sink *s)
+{
+	if (!s->flushes)
+		return;
+	pthread_mutex_lock(&s->flush_lock);
+	s->flush_quit = true;
+	pthread_cond_signal(&s->to_flusher);
+	pthread_mutex_unlock(&s->flush_lock);
+	pthread_join(s->flusher, NULL);
+	s->flushes = false;
+}
+
+/* ---- the whole ---- */
+
 int sink_open(struct sink *s, int fd, uint64_t rate_bytes_s)
 {
 	struct stat st;
@@ -23,6 +82,8 @@ int sink_open(struct sink *s, int fd, uint64_t rate_bytes_s)
 
 	memset(s, 0, sizeof(*s));
 	s->stop_fd = -1;
+	pthread_mutex_init(&s->flush_lock, NULL);
+	pthread_cond_init(&s->to_flusher, NULL);
 	if (flags < 0 || fstat(fd, &st) < 0)
 		return -errno;
 	s->fd = fd;
@@ -34,16 +95,17 @@ int sink_open(struct sink *s, int fd, uint64_t rate_bytes_s)
 	if (s->stop_fd < 0)
 		return -errno;
 	s->hash = XXH3_createState();
-	if (!s->hash) {
-		sink_close(s);
+	if (!s->hash)
 		return -ENOMEM;
-	}
 	XXH3_128bits_reset(s->hash);
 	return 0;
 }
 
 void sink_close(struct sink *s)
 {
+	end_flusher(s);
+	pthread_cond_destroy(&s->to_flusher);
+	pthread_mutex_destroy(&s->flush_lock);
 	if (s->stop_fd >= 0)
 		close(s->stop_fd);
 	s->stop_fd = -1;
@@ -74,6 +136,9 @@ int sink_rewind(struct sink *s)
 	if (lseek(s->fd, 0, SEEK_SET) < 0 || ftruncate(s->fd, 0) < 0)
 		return -errno;
 	s->position = 0;
+	pthread_mutex_lock(&s->flush_lock);
+	s->flush_from = s->flush_to = 0;
+	pthread_mutex_unlock(&s->flush_lock);
 	XXH3_128bits_reset(s->hash);
 	return 0;
 }
@@ -162,10 +227,6 @@ static int sink_write_all(struct sink *s, const unsigned char *p, size_t len)
 		if (n < 0)
 			return (int)n;
 		XXH3_128bits_update(s->hash, p, (size_t)n);
-		/* Begun now, the disk has less left to do when all waits for
-		 * the final fsync. Merely advice: the result does not matter. */
-		if (s->type == S_IFREG)
-			sync_file_range(s->fd, (off_t)s->position, n, SYNC_FILE_RANGE_WRITE);
 		s->longest_ns = MAX(s->longest_ns, now_ns() - since);
 		since = 0;
 		if (s->rate_bytes_s)
@@ -174,6 +235,7 @@ static int sink_write_all(struct sink *s, const unsigned char *p, size_t len)
 		len -= (size_t)n;
 		s->position += (uint64_t)n;
 		s->total_bytes += (uint64_t)n;
+		tell_flusher(s);
 	}
 	return 0;
 }

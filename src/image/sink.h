@@ -10,6 +10,7 @@
 #ifndef USNAP_IMAGE_SINK_H
 #define USNAP_IMAGE_SINK_H
 
+#include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -31,9 +32,23 @@ struct sink {
 	_Atomic uint64_t total_bytes; /* written to fd in all; read by any thread */
 	_Atomic uint64_t longest_ns; /* that a single write took; read by any thread */
 	XXH3_state_t *hash; /* of the archive so far */
+
+	/* What sink_flush_early() has started. */
+	pthread_t flusher;
+	pthread_mutex_t flush_lock;
+	pthread_cond_t to_flusher;
+	bool flushes, flush_quit;
+	uint64_t flush_from, flush_to; /* positions: where it goes on, what is written */
 };
 
+/* To be closed also after a failure. */
 int sink_open(struct sink *s, int fd, uint64_t rate_bytes_s);
+
+/* At most once: what goes to a file is sent on to the disk as it comes, so that there is less left to do
+ * for the sync at the end. By a thread of its own, with the caller's table of descriptors: the disk may
+ * take seconds to accept it, and who writes should not stand still for that. */
+void sink_flush_early(struct sink *s);
+
 int sink_write(struct sink *s, const void *buf, size_t len);
 
 /* Empties the file and begins again at its start. Only when rewindable. */

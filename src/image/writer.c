@@ -1,8 +1,8 @@
 /*
  * DESIGN. Encoders compress each in their own thread and copy the finished
  * frame into the current segment under `lock`, together with its entries of
- * the index. There are two segments: while one fills, the writer thread
- * writes the other; when both are full, encoders wait. Where a segment comes
+ * the index. There are few segments: while one fills, the writer thread
+ * writes another; when all are full, encoders wait. Where a segment comes
  * to lie in the file is known only when it is written (metadata members may
  * slip in between), so frames remember segment and offset, and `base` says
  * afterwards where each segment begins.
@@ -41,7 +41,7 @@
 
 enum {
 	SEGMENT_BYTES = 4 << 20,
-	NR_SEGMENTS = 2
+	NR_SEGMENTS = 4 /* a disk that stands still for a moment should hold nobody up */
 };
 
 enum segment_state {
@@ -181,6 +181,7 @@ static void *writer_thread(void *ctx)
 	struct segment *s;
 
 	keep_output_only(w);
+	sink_flush_early(&w->tar.sink);
 	pthread_mutex_lock(&w->lock);
 	w->runs = true;
 	pthread_cond_broadcast(&w->to_encoders);
@@ -353,9 +354,9 @@ int image_writer_open(struct image_writer **ret, const struct image_writer_optio
 	pthread_cond_init(&w->to_encoders, NULL);
 	pthread_cond_init(&w->to_writer, NULL);
 	pageindex_init(&w->index, options->page_size);
-	r = choose_seed(w, options->seed);
+	r = tarball_open(&w->tar, options->fd, options->rate_bytes_s);
 	if (r == 0)
-		r = tarball_open(&w->tar, options->fd, options->rate_bytes_s);
+		r = choose_seed(w, options->seed);
 	w->tar.sink.cancel = options->cancel;
 	for (int i = 0; i < NR_SEGMENTS && r == 0; i++)
 		if (!(w->seg[i].buf = malloc(SEGMENT_BYTES)))
@@ -491,12 +492,19 @@ int image_writer_member(struct image_writer *w, const char *name, const void *bu
 	return r;
 }
 
+static bool all_free(const struct image_writer *w)
+{
+	for (int i = 0; i < NR_SEGMENTS; i++)
+		if (w->seg[i].state != SEGMENT_FREE)
+			return false;
+	return true;
+}
+
 int image_writer_flush(struct image_writer *w, struct usnap_err *err)
 {
 	pthread_mutex_lock(&w->lock);
 	seal_current(w);
-	while (!w->failure.code &&
-	       (w->seg[0].state != SEGMENT_FREE || w->seg[1].state != SEGMENT_FREE))
+	while (!w->failure.code && !all_free(w))
 		pthread_cond_wait(&w->to_encoders, &w->lock);
 	pthread_mutex_unlock(&w->lock);
 	return report(w, err);

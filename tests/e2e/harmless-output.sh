@@ -35,19 +35,7 @@ exec 8<>blocked
 "$UFFD_SNAP" snapshot -q --memory 8M "$work_pid" -o - >blocked 8<&- &
 snapshotter=$!
 adopt $snapshotter
-_has() { find "/proc/$snapshotter/task/$1/fd" -lname '*userfaultfd*' 2>/dev/null | grep -q .; }
-wait_until 20 _has "$snapshotter"
-# One, and the same when looked at again: others come to their end meanwhile.
-apart=''
-_one_apart() {
-	local task before=$apart
-	apart=''
-	for task in "/proc/$snapshotter/task"/*; do
-		_has "${task##*/}" || apart+="${task##*/} "
-	done
-	[ "$apart" = "$before" ] && [ "$(wc -w <<<"$apart")" -eq 1 ]
-}
-wait_until 20 _one_apart
+wait_until 20 apart_are 1 $snapshotter
 kill -KILL $snapshotter
 wait $snapshotter || true
 exec 8<&-
