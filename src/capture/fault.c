@@ -479,18 +479,11 @@ static void *fault_thread(void *arg)
 	struct pollfd fds[] = {
 		{c->uffd, POLLIN, 0}, {c->wake_fd, POLLIN, 0}, {pool_event_fd(c->pool), POLLIN, 0}};
 
-	bool hurried = false;
 	enum asks_left asks = ASKS_NONE;
 	thread_prefer();
 	while (!c->fault_quit) {
 		struct timespec timeout = {0, 0};
 		uint64_t junk;
-
-		/* Saving pages may keep this thread busy for as long as the target writes: at
-		 * real-time priority the rest of its CPU, and kernel threads that hold locks which
-		 * the target needs, would wait that long. */
-		if (hurried == (c->phase >= PHASE_PRESERVE))
-			thread_hurry(hurried = !hurried);
 
 		pthread_mutex_lock(&c->fault_lock);
 		/* What waits for an event was tried again once it was read; what still waits
@@ -534,6 +527,12 @@ int fault_start(struct capture *c, struct usnap_err *err)
 		return usnap_fail_errno(err, r, "cannot start the fault thread");
 	c->fault_running = true;
 	return 0;
+}
+
+void fault_set_hurried(struct capture *c, bool on)
+{
+	if (c->fault_running)
+		thread_hurry(c->fault_tid, on);
 }
 
 void fault_hurry(struct capture *c)

@@ -380,7 +380,7 @@ static int freeze_once(struct capture *c, bool hold, struct copier *cp, uint64_t
 
 	end_throttle(c);
 	r = tracees_seize(&c->tracees, c->target, err);
-	thread_hurry(true);
+	thread_hurry(pthread_self(), true);
 	start = now_ns();
 	if (r == 0)
 		r = tracees_stop(&c->tracees, c->target, true, start + stop_ns, err);
@@ -394,7 +394,7 @@ static int freeze_once(struct capture *c, bool hold, struct copier *cp, uint64_t
 		/* One that does not stop for seconds would not for the next try either. */
 		if (tracees_release(&c->tracees, c->target) && r == -EAGAIN)
 			r = err->code = -EBUSY;
-		thread_hurry(false);
+		thread_hurry(pthread_self(), false);
 		c->stats.freeze_retry_pause_ns =
 			MAX(c->stats.freeze_retry_pause_ns, now_ns() - start);
 		return r;
@@ -402,7 +402,7 @@ static int freeze_once(struct capture *c, bool hold, struct copier *cp, uint64_t
 	/* After an execve() nothing that we know of its text holds. */
 	if (capture_memory_gone(c)) {
 		tracees_release(&c->tracees, c->target);
-		thread_hurry(false);
+		thread_hurry(pthread_self(), false);
 		return usnap_fail(
 			err, -ESRCH,
 			"cannot snapshot process %d: it has ended or runs another program now",
@@ -447,7 +447,7 @@ static int freeze_once(struct capture *c, bool hold, struct copier *cp, uint64_t
 	c->stats.state_ns = state - stopped;
 	c->stats.memory_ns = memory - state;
 	c->stats.pause_ns = now_ns() - start;
-	thread_hurry(false);
+	thread_hurry(pthread_self(), false);
 	return r;
 }
 

@@ -96,14 +96,14 @@ int capture_all_stopped(struct capture *c, uint64_t stop_ns, int (*fn)(struct ca
 
 	if (r == 0 && c->uffd >= 0)
 		r = futexes_note(c);
-	thread_hurry(true);
+	thread_hurry(pthread_self(), true);
 	if (r == 0)
 		r = tracees_stop(&c->tracees, c->target, true, now_ns() + stop_ns, &why);
 	if (r == 0)
 		r = capture_memory_gone(c) ? -ESRCH : fn(c);
 	c->straggler = r == -EAGAIN ? c->tracees.straggler : 0;
 	tracees_release(&c->tracees, c->target);
-	thread_hurry(false);
+	thread_hurry(pthread_self(), false);
 	return r;
 }
 
@@ -137,6 +137,7 @@ static void supervise(struct capture *c)
 static int begin_attempt(struct capture *c, struct usnap_err *err)
 {
 	asks_end(c);
+	fault_set_hurried(c, true);
 	pthread_mutex_lock(&c->fault_lock);
 	atomic_store(&c->phase, PHASE_ARM);
 	c->throttle_us = 0;
@@ -297,6 +298,7 @@ static int attempt(struct capture *c, bool held, struct usnap_err *err)
 		r = arm_settle(c, err);
 	if (r == 0)
 		r = freeze(c, held, err);
+	fault_set_hurried(c, false);
 	if (r < 0)
 		return r;
 	if (c->options.after_freeze)

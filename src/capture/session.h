@@ -220,6 +220,9 @@ int freeze_copy_populated(struct capture *c, struct copier *cp, uint64_t start, 
 /* fault.c */
 int fault_start(struct capture *c, struct usnap_err *err);
 void fault_stop(struct capture *c);
+/* Real-time priority until T0. Saving pages may keep the thread busy for as long as the target writes:
+ * the rest of its CPU, and kernel threads that hold locks which the target needs, would wait that long. */
+void fault_set_hurried(struct capture *c, bool on);
 /* Faults no longer wait, those that do so now are served at once. */
 void fault_hurry(struct capture *c);
 /* Reads and handles what is there. With fault_lock. */

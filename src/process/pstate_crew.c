@@ -89,7 +89,7 @@ static void *crew_main(void *arg)
 	unsigned seen = 0;
 
 	/* The tracer, in a hurry itself, may wait for the piece in hand. */
-	thread_hurry(true);
+	thread_hurry(pthread_self(), true);
 	pthread_mutex_lock(&c->lock);
 	for (;;) {
 		while (c->round == seen && !c->quit)
