@@ -15,6 +15,14 @@
 #include "common/util.h"
 
 #define CANCEL_NS UINT64_C(100000000)
+#define FOLLOW_NS 10000000
+
+/* What is sent on to the disk at once, in whole steps: the page that is filled next should not be on its
+ * way, and who closes waits for one. */
+#define FLUSH_STEP MIB(1)
+#define FLUSH_MOST MIB(4)
+/* How far ahead of that the output may be written: what the page cache holds of it is missing elsewhere. */
+#define FLUSH_LEAD MIB(128)
 
 /* ---- sending on to the disk ---- */
 
@@ -24,7 +32,7 @@ static void *flusher_thread(void *arg)
 
 	pthread_mutex_lock(&s->flush_lock);
 	while (!s->flush_quit) {
-		uint64_t from = s->flush_from, to = s->flush_to;
+		uint64_t from = s->flush_from, to = MIN(s->flush_to, from + FLUSH_MOST);
 
 		if (from >= to) {
 			pthread_cond_wait(&s->to_flusher, &s->flush_lock);
@@ -56,9 +64,19 @@ void sink_flush_early(struct sink *s)
 static void tell_flusher(struct sink *s)
 {
 	pthread_mutex_lock(&s->flush_lock);
-	s->flush_to = s->position;
+	s->flush_to = ALIGN_DOWN(s->position, FLUSH_STEP);
 	pthread_cond_signal(&s->to_flusher);
 	pthread_mutex_unlock(&s->flush_lock);
+}
+
+static bool far_ahead(struct sink *s)
+{
+	bool far;
+
+	pthread_mutex_lock(&s->flush_lock);
+	far = s->flushes && s->flush_to - s->flush_from > FLUSH_LEAD;
+	pthread_mutex_unlock(&s->flush_lock);
+	return far;
 }
 
 static void end_flusher(struct sink *s)
@@ -176,6 +194,17 @@ static int sink_pace(struct sink *s)
 	return sink_poll(s, &p, 1, (int64_t)(s->next_ns - now));
 }
 
+/* Waits until the disk has accepted enough of what was written. */
+static int sink_follow(struct sink *s)
+{
+	struct pollfd p = {.fd = s->stop_fd, .events = POLLIN};
+	int r = 0;
+
+	while (r == 0 && far_ahead(s))
+		r = sink_poll(s, &p, 1, FOLLOW_NS);
+	return r;
+}
+
 /* One write that does not block for long: a reader who does not read must
  * not keep us from giving up. O_NONBLOCK is no way to it, because the open
  * file description of a standard output is shared with other processes. */
@@ -221,6 +250,8 @@ static int sink_write_all(struct sink *s, const unsigned char *p, size_t len)
 		/* Being told to try again is part of it. */
 		if (!since)
 			since = now_ns();
+		if ((r = sink_follow(s)) < 0)
+			return r;
 		n = sink_write_once(s, p, want);
 		if (n == -EINTR || n == -EAGAIN)
 			continue;

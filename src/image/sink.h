@@ -38,7 +38,7 @@ struct sink {
 	pthread_mutex_t flush_lock;
 	pthread_cond_t to_flusher;
 	bool flushes, flush_quit;
-	uint64_t flush_from, flush_to; /* positions: where it goes on, what is written */
+	uint64_t flush_from, flush_to; /* positions: where it goes on, how far */
 };
 
 /* To be closed also after a failure. */

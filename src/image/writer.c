@@ -17,6 +17,7 @@
 #include "image/writer.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <jansson.h>
 #include <pthread.h>
 #include <sched.h>
@@ -157,7 +158,7 @@ static struct segment *next_full(struct image_writer *w)
 
 /* A table of descriptors of its own, with no more than it writes to: a write to a file system that does not
  * answer lasts beyond SIGKILL, and would keep what the others have open, such as a userfaultfd that a
- * process waits at. */
+ * process waits at, or a socket or pipe at the standard descriptors whose end somebody waits for. */
 static void keep_output_only(const struct image_writer *w)
 {
 	const struct sink *s = &w->tar.sink;
@@ -167,6 +168,13 @@ static void keep_output_only(const struct image_writer *w)
 
 	if (unshare(CLONE_FILES) < 0)
 		return;
+	for (int fd = STDIN_FILENO, null; fd <= STDERR_FILENO; fd++) {
+		if (fd == s->fd || fd == s->stop_fd || fcntl(fd, F_GETFD) < 0)
+			continue;
+		null = open("/dev/null", O_RDWR | O_CLOEXEC);
+		if (null >= 0 && null != fd && dup2(null, fd) >= 0)
+			close(null);
+	}
 	for (size_t i = 0; i < ARRAY_SIZE(kept); i++) {
 		if (kept[i] > from)
 			syscall(SYS_close_range, from, kept[i] - 1, 0);

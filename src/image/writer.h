@@ -5,7 +5,7 @@
  * Threads: any number of threads encode, each with an image_encoder of its
  * own; every other function belongs to one controlling thread. A thread of
  * the writer's own does the I/O; while the output is slow, image_encode()
- * blocks. Memory: bounded by two segments, one frame per encoder and some 50
+ * blocks. Memory: bounded by four segments, one frame per encoder and some 50
  * bytes per page stored; with a parent, 32 more per page that its index lists.
  * Nothing else grows.
  *

@@ -28,19 +28,6 @@ for kib in 1 64 1024 2048; do
 	after
 done
 
-# An output that never answers may keep the thread that writes beyond SIGKILL, and the thread nothing that
-# the process waits for.
-mkfifo blocked
-exec 8<>blocked
-"$UFFD_SNAP" snapshot -q --memory 8M "$work_pid" -o - >blocked 8<&- &
-snapshotter=$!
-adopt $snapshotter
-wait_until 20 apart_are 1 $snapshotter
-kill -KILL $snapshotter
-wait $snapshotter || true
-exec 8<&-
-after
-
 # A full disk. An older image of the name stays what it was.
 if [ "$(id -u)" -eq 0 ] && unshare -m true 2>/dev/null; then
 	cat >full.sh <<-'END'

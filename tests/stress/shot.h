@@ -14,7 +14,7 @@
 #include "outputs.h"
 
 enum {
-	NR_PAGES = 4096, /* more than the writer's segments hold */
+	NR_PAGES = 8192, /* more than the writer's segments hold */
 	NR_FROZEN = 150, /* copied before the sweep begins */
 	NR_DROPPED = 3, /* of a file that turns out not to count; they lie apart */
 	FIRST_DROPPED = NR_PAGES + 5,

@@ -15,7 +15,7 @@
 #include "shot.h"
 
 static const char process_json[] =
-	"{\"maps\":[" FIXTURE_MAP("0x10000000", "0x11010000", "rw-", "false", "anonymous", "image",
+	"{\"maps\":[" FIXTURE_MAP("0x10000000", "0x12010000", "rw-", "false", "anonymous", "image",
 				  "\"path\":\"[heap]\"") "],\"threads\":[]}";
 
 static uint64_t last_attempt, parent_attempt;
