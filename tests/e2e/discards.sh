@@ -11,6 +11,7 @@ need jq
 discards() {
 	local n=$1 kind=$2 size=$3 i image torn=0 held=0 failed=0 before
 	work_start --size "$size" --discard "$kind" --signals
+	work_watch
 	before=$(outside "$work_pid")
 	for ((i = 0; i < n; i++)); do
 		image=may-hold.$i.usnap
