@@ -36,18 +36,18 @@ _longest() { sed -n 's/.*longest wait \([0-9]*\) us.*/\1/p' "$@" | sort -n | tai
 # for: of the one that saves its page, of the one that takes what is saved, of its child, its own; and
 # what one of its own threads waited for locks that no snapshot takes.
 within_a_second() {
-	local worst allowed locks=0 told=("$1" witness.out)
+	local worst allowed locks=0 sayings=("$1" witness.out)
 	stop "$witness"
 	if [ -n "$lockwaits" ]; then
 		stop "$lockwaits"
 		locks=$(_longest lockwaits.out)
-		told+=(lockwaits.out)
+		sayings+=(lockwaits.out)
 		lockwaits=''
 	fi
 	worst=$(_longest "$1")
 	allowed=$((1000000 + 4 * $(_longest witness.out) + locks))
 	[ "${worst:-0}" -le $allowed ] ||
-		fail "a thread waited $worst us, of at most $allowed: $(cat "${told[@]}" && _told_by_images)"
+		fail "a thread waited $worst us, of at most $allowed: $(cat "${sayings[@]}" && _told_by_images)"
 }
 
 # What images that are still there know of waits, us.
