@@ -23,7 +23,7 @@ work_start() {
 	header=$(sed -n 's/^header //p' cutwork.out)
 }
 
-# work_watch: what its threads wait for locks that no snapshot takes is known to within_a_second.
+# work_watch: what its threads wait for locks on mappings (lockwaits.c) is known to within_a_second.
 work_watch() {
 	start_workload lockwaits "$work_pid"
 	lockwaits=$started
@@ -34,7 +34,7 @@ _longest() { sed -n 's/.*longest wait \([0-9]*\) us.*/\1/p' "$@" | sort -n | tai
 # within_a_second FILE: no thread of a workload waited longer than a second. A machine that stands
 # still proves nothing: what a process beside it waited is added for each turn that a writer waits
 # for: of the one that saves its page, of the one that takes what is saved, of its child, its own; and
-# what one of its own threads waited for locks that no snapshot takes.
+# what one of its own threads, or its child, waited for locks that are no matter of a snapshot (lockwaits.c).
 within_a_second() {
 	local worst allowed locks=0 sayings=("$1" witness.out)
 	stop "$witness"

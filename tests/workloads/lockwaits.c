@@ -1,11 +1,14 @@
 /*
  * lockwaits PID: how long threads of a process, and of its children, wait for
- * locks of the kernel's that no snapshot takes: those on what maps an
- * anonymous page or a file. Who walks from pages to mappings holds them, such
- * as a kernel thread that looks for idle memory (DAMON), also while it waits
- * for a processor; who holds mmap_lock meanwhile keeps others waiting.
+ * locks of the kernel's on what maps an anonymous page or a file. Who walks
+ * from pages to mappings holds them, such as a kernel thread that looks for
+ * idle memory (DAMON), also while it waits for a processor; who holds
+ * mmap_lock meanwhile keeps others waiting. A snapshot takes them, too, where
+ * registering splits or joins mappings; it has mmap_lock then, for which a
+ * thread of the process waits elsewhere than here. Of a child's wait it could
+ * be the reason.
  * Until SIGTERM or until it is gone, then "locks: longest wait N us", with the
- * place. Prints "ready".
+ * place; that is up to two looks more than it was. Prints "ready".
  */
 #include <dirent.h>
 #include <inttypes.h>
