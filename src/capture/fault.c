@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "capture/session.h"
@@ -521,7 +522,13 @@ static void *fault_thread(void *arg)
 
 int fault_start(struct capture *c, struct usnap_err *err)
 {
+	/* To be woken to the point. The thread inherits it as what it comes back to from
+	 * real-time priority, during which the kernel takes no such wish. */
+	int slack = prctl(PR_GET_TIMERSLACK);
+	prctl(PR_SET_TIMERSLACK, 1ul);
 	int r = -pthread_create(&c->fault_tid, NULL, fault_thread, c);
+	if (slack > 0)
+		prctl(PR_SET_TIMERSLACK, (unsigned long)slack);
 
 	if (r < 0)
 		return usnap_fail_errno(err, r, "cannot start the fault thread");

@@ -1,7 +1,7 @@
 /*
  * Real-time priority for a thread while another process waits for it.
  * Without the right to it (CAP_SYS_NICE, RLIMIT_RTPRIO) nothing changes, nor
- * where the user has given it one of the real-time classes.
+ * where the user has given the process one of the real-time classes.
  * For moments only: what the kernel has queued behind such a thread, a new
  * process of the target's for one, may wait for as long as that is busy.
  *
@@ -17,9 +17,9 @@
 void thread_hurry(pthread_t thread, bool on);
 
 /* For as long as it likes: the calling thread goes before others of the normal
- * class, which keep a share of its CPU, and is woken to the point. Without the
- * right to it (CAP_SYS_NICE, RLIMIT_NICE) it is as any other; so it is to other
- * sessions where the kernel groups tasks by these (sched(7), autogroups). */
+ * class, which keep a share of its CPU. Without the right to it (CAP_SYS_NICE,
+ * RLIMIT_NICE) it is as any other; so it is to other sessions where the kernel
+ * groups tasks by these (sched(7), autogroups). */
 void thread_prefer(void);
 
 #endif
