@@ -441,6 +441,9 @@ static int freeze_once(struct capture *c, bool hold, struct copier *cp, uint64_t
 		r = err->code = -EBUSY;
 	}
 	uint64_t memory = now_ns();
+	/* While we still have a CPU for sure: a thread that saves what is written now might leave us none. */
+	if (r == 0 && !*ret_again)
+		fault_set_hurried(c, false);
 	if (r < 0 || *ret_again || !hold)
 		tracees_release(&c->tracees, c->target);
 	c->stats.stop_ns = stopped - start;

@@ -137,7 +137,6 @@ static void supervise(struct capture *c)
 static int begin_attempt(struct capture *c, struct usnap_err *err)
 {
 	asks_end(c);
-	fault_set_hurried(c, true);
 	pthread_mutex_lock(&c->fault_lock);
 	atomic_store(&c->phase, PHASE_ARM);
 	c->throttle_us = 0;
@@ -261,6 +260,7 @@ static int attempt(struct capture *c, bool held, struct usnap_err *err)
 	start = now_ns();
 	c->ends_noticed = false;
 	if (c->uffd >= 0) {
+		fault_set_hurried(c, true);
 		asks_find(c);
 		r = arm(c, err);
 		c->stats.arm_ns = now_ns() - start;
