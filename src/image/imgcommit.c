@@ -1,6 +1,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/util.h"
@@ -110,6 +111,33 @@ static bool get_count(const json_t *j, const char *key, uint64_t *ret)
 	return true;
 }
 
+static int compare_offsets(const void *a, const void *b)
+{
+	const struct img_member *x = *(struct img_member *const *)a,
+				*y = *(struct img_member *const *)b;
+
+	return x->offset < y->offset ? -1 : x->offset > y->offset;
+}
+
+/* Bytes that are in several members would take memory as often. */
+static int check_overlap(struct usnap_image *img)
+{
+	cleanup_free const struct img_member **sorted = NULL;
+
+	sorted = calloc(img->nr_members + 1, sizeof(*sorted));
+	if (!sorted)
+		return img_failed(img, -ENOMEM, FORMAT_COMMIT);
+	for (size_t i = 0; i < img->nr_members; i++)
+		sorted[i] = &img->members[i];
+	qsort(sorted, img->nr_members, sizeof(*sorted), compare_offsets);
+	for (size_t i = 1; i < img->nr_members; i++)
+		if (sorted[i]->offset <
+		    sorted[i - 1]->offset + sorted[i - 1]->size + FORMAT_TAR_BLOCK)
+			return img_damaged(img, sorted[i]->offset, "'%s' lies in '%s'",
+					   sorted[i]->name, sorted[i - 1]->name);
+	return 0;
+}
+
 static int parse_members(struct usnap_image *img, const json_t *members)
 {
 	const char *key, *hash;
@@ -135,7 +163,7 @@ static int parse_members(struct usnap_image *img, const json_t *members)
 		snprintf(m->name, sizeof(m->name), "%s", key);
 		img->nr_members++;
 	}
-	return 0;
+	return check_overlap(img);
 }
 
 int img_load_commit(struct usnap_image *img)

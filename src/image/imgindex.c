@@ -93,6 +93,7 @@ static bool all_zero(const unsigned char *p, size_t len)
 static int check_frames(struct usnap_image *img, uint64_t at)
 {
 	uint32_t ps = img->info.page_size;
+	uint64_t own = 0;
 	struct img_frame f;
 
 	for (uint64_t i = 0; i < img->nr_frames; i++) {
@@ -110,6 +111,10 @@ static int check_frames(struct usnap_image *img, uint64_t at)
 			return img_damaged(img, at,
 					   "page index: frame %" PRIu64 " lies beyond the archive",
 					   i);
+		/* Or one frame could be decompressed millions of times. */
+		own += f.image ? 0 : f.compressed_bytes;
+		if (own > img->commit_header)
+			return img_damaged(img, at, "page index: its frames share their bytes");
 	}
 	return 0;
 }

@@ -1,6 +1,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -56,13 +57,17 @@ static bool parse_u64(const json_t *j, uint64_t *ret)
 	return !j || json_is_integer(j);
 }
 
+static int hex_digit(char c)
+{
+	return c >= '0' && c <= '9' ? c - '0' : c - 'a' + 10;
+}
+
 /* A path that is no UTF-8 is in "path_hex". Freed by the caller. */
 static bool parse_exact_path(const json_t *j, char **ret)
 {
 	const json_t *v = json_object_get(j, "path_hex");
 	const char *hex = json_string_value(v);
 	size_t len = hex ? strlen(hex) : 0;
-	unsigned byte;
 
 	*ret = NULL;
 	if (!v)
@@ -70,10 +75,8 @@ static bool parse_exact_path(const json_t *j, char **ret)
 	if (!hex || len % 2 || strspn(hex, "0123456789abcdef") != len)
 		return false;
 	*ret = calloc(1, len / 2 + 1);
-	for (size_t i = 0; *ret && i < len / 2; i++) {
-		sscanf(hex + 2 * i, "%2x", &byte);
-		(*ret)[i] = (char)byte;
-	}
+	for (size_t i = 0; *ret && i < len / 2; i++)
+		(*ret)[i] = (char)(hex_digit(hex[2 * i]) << 4 | hex_digit(hex[2 * i + 1]));
 	return *ret;
 }
 
@@ -301,6 +304,29 @@ int img_load_contents(struct usnap_image *img)
 
 /* ---- threads ---- */
 
+static int compare_tids(const void *a, const void *b)
+{
+	const int32_t *x = a, *y = b;
+
+	return *x < *y ? -1 : *x > *y;
+}
+
+/* Returns 0, the TID that is there twice, or -ENOMEM. */
+static int32_t find_twin(const struct img_thread *v, size_t n)
+{
+	cleanup_free int32_t *tids = calloc(n + 1, sizeof(*tids));
+
+	if (!tids)
+		return -ENOMEM;
+	for (size_t i = 0; i < n; i++)
+		tids[i] = v[i].tid;
+	qsort(tids, n, sizeof(*tids), compare_tids);
+	for (size_t i = 1; i < n; i++)
+		if (tids[i] == tids[i - 1])
+			return tids[i];
+	return 0;
+}
+
 static int load_threads(struct usnap_image *img)
 {
 	struct img_thread *v;
@@ -332,6 +358,12 @@ static int load_threads(struct usnap_image *img)
 		v[i].comm = json_string_value(json_object_get(t, "comm"));
 		if (!v[i].comm)
 			v[i].comm = "";
+	}
+	if ((r = find_twin(v, n))) {
+		free(v);
+		return r < 0 ? img_failed(img, r, FORMAT_PROCESS)
+			     : img_damaged(img, process_offset(img),
+					   "'%s': thread %d is there twice", FORMAT_PROCESS, r);
 	}
 	img->threads = v;
 	img->nr_threads = n;

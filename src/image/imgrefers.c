@@ -86,6 +86,9 @@ static int read_frames(struct prefix *p, uint64_t *bytes, size_t nr)
 	unsigned char record[FORMAT_INDEX_RECORD];
 	uint64_t raw = 0, own_raw = 0, used = p->img->nr_pages * p->img->info.page_size;
 
+	/* As of a whole index: what expands further is made to keep a reader busy. */
+	if (p->img->nr_frames / FORMAT_MAX_INDEX_RATIO > p->m->size / FORMAT_INDEX_RECORD)
+		return img_damaged(p->img, p->m->offset, "page index: an impossible size");
 	for (uint64_t i = 0; i < p->img->nr_frames; i++) {
 		uint32_t image, raw_bytes;
 		int r = read_more(p, record, sizeof(record));

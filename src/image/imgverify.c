@@ -21,6 +21,7 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/io.h"
@@ -252,20 +253,28 @@ static int check_metadata(struct verify *v)
 	int r;
 
 	for (size_t i = 0; i < img->nr_members; i++) {
-		if (!strcmp(img->members[i].name, FORMAT_INDEX))
+		struct img_member *m = &img->members[i];
+		bool is_used = m->data;
+
+		if (!strcmp(m->name, FORMAT_INDEX))
 			continue;
-		if ((r = settle(v, img_load_member(img, &img->members[i]))) < 0)
+		if ((r = settle(v, img_load_member(img, m))) < 0)
 			return r;
+		if (!is_used) {
+			free(m->data);
+			m->data = NULL;
+		}
 	}
 	r = usnap_image_get_nr_threads(img, &n);
 	if (r < 0)
 		return settle(v, r);
 	for (size_t i = 0; i < n; i++) {
 		r = usnap_image_get_notes(img, i, &notes, &len);
-		if (r == -ENOENT)
+		if (r == -ENOENT) {
 			add_finding(v, img_find_member(img, FORMAT_PROCESS)->offset,
 				    "thread %d has no registers", img->threads[i].tid);
-		else if ((r = settle(v, r)) < 0)
+			img_begin(img);
+		} else if ((r = settle(v, r)) < 0)
 			return r;
 	}
 	return 0;

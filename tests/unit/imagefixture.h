@@ -163,4 +163,28 @@ static inline int fixture_image(unsigned heap_pages)
 	return fd;
 }
 
+/* An image of three pages of HEAP, with this process.json. Negative: it cannot be written. */
+static inline int fixture_image_of(const char *process)
+{
+	int fd = memfd_create("image", MFD_CLOEXEC);
+	struct usnap_err err = {0};
+	struct image_writer *w;
+	int r = fixture_open_writer(&w, fd, &err);
+
+	if (r < 0)
+		return r;
+	r = image_writer_begin(w, &err);
+	if (r == 0)
+		r = image_writer_member(w, "snapshot.json", fixture_snapshot,
+					sizeof(fixture_snapshot) - 1, &err);
+	if (r == 0)
+		r = image_writer_member(w, "process.json", process, strlen(process), &err);
+	if (r == 0)
+		r = fixture_encode(w, HEAP, 3, 0);
+	if (r == 0)
+		r = image_writer_commit(w, "{}", 2, &err);
+	image_writer_close(w);
+	return r < 0 ? r : fd;
+}
+
 #endif

@@ -230,3 +230,42 @@ Test(reader, answers_on_an_empty_handle)
 	usnap_image_free(NULL);
 	cr_assert_neq(*usnap_image_error(NULL), '\0');
 }
+
+/* What has the reader do the same again and again, or keep much for little. */
+
+Test(reader, refuses_a_thread_that_is_there_twice)
+{
+	int fd = fixture_image_of("{\"pid\":1,\"maps\":[],\"threads\":[{\"tid\":7},{\"tid\":8},"
+				  "{\"tid\":7}]}");
+	struct usnap_image *img = open_image(fd);
+	size_t n;
+
+	cr_assert_eq(usnap_image_get_nr_threads(img, &n), -EBADMSG);
+	cr_assert(strstr(usnap_image_error(img), "thread 7"), "%s", usnap_image_error(img));
+	usnap_image_free(img);
+}
+
+Test(reader, decodes_a_long_path_in_one_go, .timeout = 60)
+{
+	const size_t len = 8 << 20;
+	char *hex = malloc(len + 1), *process;
+	struct usnap_region region;
+	struct usnap_image *img;
+
+	memset(hex, '6', len);
+	hex[len] = '\0';
+	cr_assert_geq(asprintf(&process,
+			       "{\"pid\":1,\"threads\":[],\"maps\":[" FIXTURE_MAP(
+				       "0x10000000", "0x10040000", "rw-", "false", "anonymous",
+				       "image", "\"path\":\"?\",\"path_hex\":\"%s\"") "]}",
+			       hex),
+		      0);
+	img = open_image(fixture_image_of(process));
+	cr_assert_eq(usnap_image_get_region(img, 0, &region, sizeof(region)), 0, "%s",
+		     usnap_image_error(img));
+	cr_assert_eq(strlen(region.path), len / 2);
+	cr_assert_eq(region.path[0], 'f');
+	usnap_image_free(img);
+	free(process);
+	free(hex);
+}

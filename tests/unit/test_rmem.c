@@ -28,28 +28,9 @@ struct planned {
 	int ret;
 };
 
-/* An image of three pages of HEAP, with this process.json. */
-static int image_of(const char *process)
-{
-	int fd = memfd_create("image", MFD_CLOEXEC);
-	struct usnap_err err = {0};
-	struct image_writer *w;
-
-	cr_assert_eq(fixture_open_writer(&w, fd, &err), 0, "%s", err.text);
-	cr_assert_eq(image_writer_begin(w, &err), 0);
-	cr_assert_eq(image_writer_member(w, "snapshot.json", fixture_snapshot,
-					 sizeof(fixture_snapshot) - 1, &err),
-		     0);
-	cr_assert_eq(image_writer_member(w, "process.json", process, strlen(process), &err), 0);
-	cr_assert_eq(fixture_encode(w, HEAP, 3, 0), 0);
-	cr_assert_eq(image_writer_commit(w, "{}", 2, &err), 0, "%s", err.text);
-	image_writer_close(w);
-	return fd;
-}
-
 static void plan(struct planned *p, const char *process)
 {
-	int fd = image_of(process);
+	int fd = fixture_image_of(process);
 
 	p->o.image = "test";
 	p->r.o = &p->o;
