@@ -9,6 +9,7 @@
 #include "cli/msg.h"
 #include "cli/progress.h"
 #include "cli/refs.h"
+#include "cli/show.h"
 #include "common/util.h"
 #include "export/coreimage.h"
 #include "image/output.h"
@@ -101,6 +102,8 @@ static int export_core(const struct core_args *a, struct usnap_err *err)
 	}
 	if (!r)
 		r = check_output(a, path, err);
+	if (!r)
+		r = show_check_output(img, path, err);
 	if (!r)
 		r = write_core(img, a, path, err);
 	if (!r && !a->quiet && strcmp(path, "-") != 0)

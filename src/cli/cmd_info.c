@@ -367,9 +367,13 @@ static int run_info(int argc, char **argv)
 	int r;
 
 	opterr = 0;
-	while ((r = getopt_long(argc, argv, "", options, NULL)) != -1)
+	while ((r = getopt_long(argc, argv, ":", options, NULL)) != -1)
 		if (r == 's')
 			store = optarg;
+		else if (r == ':')
+			return cli_usage_error(&cmd_info,
+					       "cannot show an image: '%s' takes a value",
+					       argv[optind - 1]);
 		else if (r)
 			return cli_usage_error(&cmd_info,
 					       "cannot show an image: unknown option '%s'",

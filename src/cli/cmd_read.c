@@ -92,9 +92,12 @@ static int run_read(int argc, char **argv)
 	int r;
 
 	opterr = 0;
-	for (int o; (o = getopt_long(argc, argv, "x", options, NULL)) != -1;) {
+	for (int o; (o = getopt_long(argc, argv, ":x", options, NULL)) != -1;) {
 		if (o == 's')
 			store = optarg;
+		else if (o == ':')
+			return cli_usage_error(&cmd_read, "cannot read: '%s' takes a value",
+					       argv[optind - 1]);
 		else if (o != 'x')
 			return cli_usage_error(&cmd_read, "cannot read: unknown option '%s'",
 					       argv[optind - 1]);

@@ -156,8 +156,7 @@ static int fail(const struct snapshot *s, struct usnap_err *err, int *ret_signal
 
 	*ret_signal = 0;
 	if (s->dest.busy) {
-		if (!s->args->quiet)
-			msg_info("skipped: %s", err->text);
+		msg_info("skipped: %s", err->text);
 		return EXIT_DONE;
 	}
 	if (err->code == -ECANCELED && signal_ == SIGALRM) {
@@ -222,6 +221,8 @@ static int take(const struct snapshot_args *a, pid_t pid, bool is_one_of_many)
 	bool opened = false;
 	int code = EXIT_DONE, registered = -1, deadly = 0;
 
+	if (a->quiet)
+		msg_set_level(MSG_QUIET);
 	progress_start(&s.progress, a->quiet || a->json);
 	int r = snapshot_dest_lock(&s.dest, a, pid, is_one_of_many, interrupted, &err);
 

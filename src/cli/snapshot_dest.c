@@ -204,7 +204,10 @@ static int commit_to_store(struct snapshot_dest *d, struct usnap_err *err)
 	if (r < 0 || (r = path_of(d, file, &d->path, err)) < 0)
 		return r;
 	r = store_set_latest(store_lock_fd(d->lock), file);
-	return r < 0 ? usnap_fail_errno(err, r, "cannot set 'latest' to '%s'", d->path) : 0;
+	return r < 0 ? usnap_fail_errno(err, r,
+					"image '%s' is complete, but 'latest' cannot be set to it",
+					d->path)
+		     : 0;
 }
 
 int snapshot_dest_commit(struct snapshot_dest *d, struct usnap_err *err)

@@ -147,6 +147,9 @@ static int open_named(struct output *o, struct usnap_err *err)
 			return usnap_fail(err, -EINVAL,
 					  "cannot write '%s': neither a file nor a pipe", o->path);
 		o->fd = open(o->path, O_WRONLY | O_CLOEXEC | O_NOCTTY);
+		if (o->fd < 0 && errno == EINTR)
+			return usnap_fail(err, -ECANCELED, "interrupted while '%s' had no reader",
+					  o->path);
 		if (o->fd < 0)
 			return usnap_fail_errno(err, -errno, "cannot open '%s'", o->path);
 		if (isatty(o->fd))
@@ -250,7 +253,8 @@ int output_commit(struct output *o, struct usnap_err *err)
 	o->part = NULL;
 	free(o->final);
 	o->final = NULL; /* committed: a second commit has nothing to name */
-	if (fsync(o->dirfd) < 0)
+	/* Some file systems have nothing to sync there. */
+	if (fsync(o->dirfd) < 0 && errno != EINVAL)
 		return usnap_fail_errno(err, -errno, "cannot sync the directory of '%s'", o->path);
 	return 0;
 }
