@@ -279,6 +279,9 @@ static int attempt(struct capture *c, bool held, struct usnap_err *err)
 	if (r == 0 && (r = guards_prepare(c)) < 0)
 		usnap_fail_errno(err, r, "cannot look for guard pages of process %d",
 				 c->target->pid);
+	if (r == 0 && (r = sharers_note(&c->sharers, c->target->pid)) < 0)
+		usnap_fail_errno(err, r, "cannot look for who shares memory with process %d",
+				 c->target->pid);
 	if (r == 0 && c->options.before_freeze)
 		r = c->options.before_freeze(c->options.freeze_arg, err);
 	/* As late as can be: what has changed since costs time in the freeze. */
@@ -298,6 +301,8 @@ static int attempt(struct capture *c, bool held, struct usnap_err *err)
 		r = arm_settle(c, err);
 	if (r == 0)
 		r = freeze(c, held, err);
+	if (r == 0 && (r = sharers_check(&c->sharers, c->target->pid, err)) < 0)
+		tracees_release(&c->tracees, c->target);
 	fault_set_hurried(c, false);
 	if (r < 0)
 		return r;
@@ -487,6 +492,7 @@ static void capture_free(struct capture *c)
 	pstate_free(c->pstate);
 	ghost_free(c);
 	guards_free(&c->guards);
+	sharers_free(&c->sharers);
 	maps_free(&c->maps);
 	segmap_clear(&c->segments);
 	ranges_free(&c->log);

@@ -19,6 +19,7 @@
 #include "capture/pageset.h"
 #include "capture/pool.h"
 #include "capture/segmap.h"
+#include "capture/sharers.h"
 #include "capture/uffd.h"
 #include "process/maps.h"
 #include "process/pstate.h"
@@ -76,6 +77,7 @@ struct capture {
 	struct ranges excluded; /* by the program, as of T0: whole pages. The tracer's until then */
 	struct uffd_known known; /* of the moment of attaching */
 	struct tracees tracees; /* while stopped */
+	struct sharers sharers; /* of the time before the freeze */
 	bool ends_noticed; /* ended.h; known from the freeze on */
 	char straggler; /* state of the thread that kept the last stop from being one */
 	int uffd, mem_fd, maps_fd;

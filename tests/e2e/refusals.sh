@@ -104,6 +104,25 @@ says err userfaultfd
 untouched "$started" "$before"
 no_image to
 
+# Somebody else writes to its memory, and does not stop with it.
+start_workload oddproc sharer
+sharer=$(sed -n 's/^pid //p' oddproc.out)
+before=$(outside "$started")
+for args in '' --no-hold --kill; do
+	# shellcheck disable=SC2086 # an option or nothing
+	exits 1 usnap snapshot $args "$started" -o to/x.usnap
+	says err "process $sharer (oddproc) shares its memory"
+	hinted
+	untouched "$started" "$before"
+	no_image to
+done
+# Both see it: also from the other side.
+exits 1 usnap snapshot "$sharer" -o to/x.usnap
+says err "process $started (oddproc) shares its memory"
+kill -KILL "$sharer"
+wait_until 20 sh -c "grep -q '^State:.Z' /proc/$sharer/status || [ ! -e /proc/$sharer ]"
+exits 0 usnap snapshot -q "$started" -o alone.usnap
+
 # As somebody who may not.
 if [ "$(id -u)" -eq 0 ] && command -v setpriv >/dev/null; then
 	open=$(mktemp -d /tmp/uffd-snap-open.XXXXXX)

@@ -10,6 +10,7 @@
  *	dead-leader     the first thread has ended, another one lives
  *	setuid UID      sleeps as another user
  *	apart FLAGS     a second thread has left what unshare(FLAGS) says
+ *	sharer          a child shares the memory without being a thread; its PID on stdout
  *
  * Prints "ready" when it is what it shall be. Before exec and exit, 32 MiB
  * are filled and written all the time.
@@ -19,6 +20,7 @@
 #include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -139,6 +141,26 @@ static void *apart_thread(void *arg)
 	return NULL;
 }
 
+/* Without libc, whose data is its parent's. */
+static int sharing_child(void *arg)
+{
+	(void)arg;
+	syscall(SYS_prctl, PR_SET_PDEATHSIG, 9);
+	for (;;)
+		syscall(SYS_pause);
+	return 0;
+}
+
+static void have_sharer(void)
+{
+	const size_t len = 1 << 16;
+	pid_t pid = clone(sharing_child, (char *)map(len) + len, CLONE_VM | SIGCHLD, NULL);
+
+	if (pid < 0)
+		die("clone");
+	printf("pid %d\n", (int)pid);
+}
+
 int main(int argc, char **argv)
 {
 	const char *kind = argc > 1 ? argv[1] : "";
@@ -168,6 +190,8 @@ int main(int argc, char **argv)
 	} else if (!strcmp(kind, "apart")) {
 		pthread_create(&t, NULL, apart_thread, (void *)(intptr_t)arg);
 		sleep_forever();
+	} else if (!strcmp(kind, "sharer")) {
+		have_sharer();
 	} else if (strcmp(kind, "quiet") != 0) {
 		fprintf(stderr, "usage: oddproc KIND [ARG]\n");
 		return 2;
