@@ -51,6 +51,15 @@ static inline void cleanup_close_dir(DIR **d)
 		closedir(*d);
 }
 
+/* The value of a hexadecimal digit, or -1. */
+static inline int hex_digit(char c)
+{
+	return c >= '0' && c <= '9'   ? c - '0'
+	       : c >= 'a' && c <= 'f' ? c - 'a' + 10
+	       : c >= 'A' && c <= 'F' ? c - 'A' + 10
+				      : -1;
+}
+
 /* Hands the descriptor over: the variable no longer owns it. */
 static inline int take_fd(int *fd)
 {

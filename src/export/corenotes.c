@@ -248,17 +248,6 @@ int core_notes_prpsinfo(struct core_notes *n, const struct core_process *p)
 	return core_notes_add(n, "CORE", NT_PRPSINFO, &info, sizeof(info));
 }
 
-int core_hex_digit(char c)
-{
-	if (c >= '0' && c <= '9')
-		return c - '0';
-	if (c >= 'a' && c <= 'f')
-		return c - 'a' + 10;
-	if (c >= 'A' && c <= 'F')
-		return c - 'A' + 10;
-	return -1;
-}
-
 int core_notes_auxv(struct core_notes *n, const char *hex)
 {
 	/* The kernel's vector has some 22 entries; AT_VECTOR_SIZE bounds it well below this. */
@@ -268,7 +257,7 @@ int core_notes_auxv(struct core_notes *n, const char *hex)
 	if (!digits || digits % (2 * sizeof(Elf64_auxv_t)) || digits > 2 * sizeof(auxv))
 		return -EBADMSG;
 	for (size_t i = 0; i < digits; i += 2) {
-		int hi = core_hex_digit(hex[i]), lo = core_hex_digit(hex[i + 1]);
+		int hi = hex_digit(hex[i]), lo = hex_digit(hex[i + 1]);
 
 		if (hi < 0 || lo < 0)
 			return -EBADMSG;

@@ -62,9 +62,6 @@ struct core_process {
 
 int core_notes_prpsinfo(struct core_notes *n, const struct core_process *p);
 
-/* The value of a hexadecimal digit, or -1. */
-int core_hex_digit(char c);
-
 /* hex: the auxiliary vector in hexadecimal, whole entries of 16 bytes. */
 int core_notes_auxv(struct core_notes *n, const char *hex);
 

@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/util.h"
+
 struct parse {
 	const char *name;
 	struct usnap_err *err;
@@ -68,7 +70,7 @@ static int get_raw_args(const struct parse *p, const char *hex, char *buf, size_
 	size_t bytes = strlen(hex) / 2, n = bytes < room - 1 ? bytes : room - 1;
 
 	for (size_t i = 0; i < n; i++) {
-		int hi = core_hex_digit(hex[2 * i]), lo = core_hex_digit(hex[2 * i + 1]);
+		int hi = hex_digit(hex[2 * i]), lo = hex_digit(hex[2 * i + 1]);
 
 		if (hi < 0 || lo < 0)
 			return bad_member(p, "cmdline_hex");

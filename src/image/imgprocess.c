@@ -57,11 +57,6 @@ static bool parse_u64(const json_t *j, uint64_t *ret)
 	return !j || json_is_integer(j);
 }
 
-static int hex_digit(char c)
-{
-	return c >= '0' && c <= '9' ? c - '0' : c - 'a' + 10;
-}
-
 /* A path that is no UTF-8 is in "path_hex". Freed by the caller. */
 static bool parse_exact_path(const json_t *j, char **ret)
 {

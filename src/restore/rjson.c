@@ -121,11 +121,6 @@ int rjson_text(const json_t *o, const char *key, const char **ret, struct usnap_
 				: wrong(err, key, "missing");
 }
 
-static int digit(char c)
-{
-	return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
 int rjson_hex(const json_t *o, const char *key, size_t max, unsigned char **ret, size_t *ret_len,
 	      struct usnap_err *err)
 {
@@ -144,7 +139,7 @@ int rjson_hex(const json_t *o, const char *key, size_t max, unsigned char **ret,
 	if (!bytes)
 		return usnap_fail_errno(err, -ENOMEM, "cannot restore");
 	for (size_t i = 0; i < len / 2; i++) {
-		int high = digit(s[2 * i]), low = digit(s[2 * i + 1]);
+		int high = hex_digit(s[2 * i]), low = hex_digit(s[2 * i + 1]);
 
 		if (high < 0 || low < 0)
 			return wrong(err, key, "no string of hex digits");
