@@ -40,9 +40,8 @@ static bool shares(pid_t a, pid_t b)
 int sharers_note(struct sharers *s, pid_t target)
 {
 	cleanup_dir DIR *d = opendir("/proc");
-	struct dirent *e;
-
 	pid_t like = live_thread(target);
+	struct dirent *e;
 
 	s->nr = 0;
 	while (like && d && (e = readdir(d))) {
@@ -71,8 +70,7 @@ int sharers_check(const struct sharers *s, pid_t target, struct usnap_err *err)
 			continue;
 		usnap_fail(err, -ENOTSUP,
 			   "cannot snapshot process %d: process %d (%s) shares its memory without "
-			   "being "
-			   "a thread of it, and does not stop with it",
+			   "being a thread of it, and does not stop with it",
 			   (int)target, (int)s->pid[i], st.comm);
 		return usnap_hint(err,
 				  "it works once that has ended, or runs a program of its own");
